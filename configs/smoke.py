@@ -1,0 +1,21 @@
+"""A frozen ResNet50 with random weights on the drawn sample at 64 px, for a CPU.
+
+python -m planet_jax.main --config configs/smoke.py
+"""
+
+from ml_collections import ConfigDict
+
+from planet_jax.config import get_config as base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.workdir = "runs/smoke"
+    config.data.source = "sample"
+    config.data.root = "data/sample"
+    config.data.size = 64
+    config.data.batch_size = 16
+    config.model.weights = "random"
+    config.train.epochs = 2
+    config.optim.freeze = True
+    return config

@@ -1,0 +1,24 @@
+"""The notebook's last stage: all of the network at 256 px, from stage1_256's weights.
+
+    python -m planet_jax.main --config configs/stage2_256.py
+
+Expected: F2 0.931 (fast.ai's course run of the same recipe, in fastai v1). Ours has
+not been run on the competition's chips; see the README for what has.
+"""
+
+from ml_collections import ConfigDict
+
+from planet_jax.config import get_config as base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.workdir = "runs/stage2_256"
+    config.init_from = "runs/stage1_256"
+    config.data.source = "kaggle"
+    config.data.size = 256
+    config.data.batch_size = 64
+    config.train.epochs = 5
+    config.optim.freeze = False
+    config.optim.lr = (1e-5, 2e-3)
+    return config

@@ -1,0 +1,215 @@
+"""One function a command. Each takes a checked config and tells on stdout what it did.
+
+Those that need a `Stage` take one that is made already, to save making it again.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from planet_jax.config import changed, flatten, load, validate
+from planet_jax.data import competition, loader, planet, sample
+from planet_jax.errors import BadInput
+from planet_jax.files import replacing, write_json
+from planet_jax.model.summary import layer_table
+from planet_jax.results import pictures, predictions, tables
+from planet_jax.score import metrics
+from planet_jax.train import loop
+from planet_jax.train import lr_range as range_test
+from planet_jax.train.stage import Stage, host_share
+
+COMPETITION_CLASSES = 17
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def prepare(config: ConfigDict) -> planet.Dataset:
+    """Fetches or draws what data.root lacks, builds the data set in data.cache, and returns it."""
+    root, data = Path(config.data.root), config.data
+    if data.source == "sample" and not (root / planet.CSV).exists():
+        sample.draw_sample(root, config.sample.chips, config.sample.test_chips, config.sample.seed)
+    if data.source == "kaggle":
+        competition.fetch(
+            root, competition=data.kaggle_competition, mirror=data.kaggle_mirror,
+            test=data.test_chips,
+        )  # fmt: skip
+    dataset = planet.load(root, Path(data.cache), data.decoded)
+    n, height, width, _ = dataset.chips.shape
+    print(f"{root}: {n} chips of {height}x{width}, {len(dataset.labels.classes)} labels, ready")
+    return dataset
+
+
+def _stage(config: ConfigDict) -> Stage:
+    return Stage(config, prepare(config))
+
+
+def train(config: ConfigDict, stage: Stage | None = None) -> None:
+    """Trains the stage in config.workdir, or goes on with it; of a finished run only tells."""
+    run = Path(config.workdir)
+    with _only_process_in(run):
+        if loop.finished(config, run):
+            print(f"{run}: this run is finished")
+        else:
+            stage = stage or _stage(config)
+            write_json(run / "config.json", _provenance(config))
+            loop.train(stage, run)
+        if not (run / "history.png").exists():
+            pictures.save(pictures.training_curves(run), run / "history.png")
+    print(tables.history_table(run))
+    print(f"{run}: history.csv, steps.csv, history.png and checkpoints/ are there")
+
+
+def summary(config: ConfigDict) -> None:
+    """Prints fastai's layer table of the stage's classifier."""
+    classes = COMPETITION_CLASSES
+    if (Path(config.data.root) / planet.CSV).exists():
+        classes = len(planet.read_labels(Path(config.data.root)).classes)
+    print(tables.layer_lines(layer_table(classes, config.data.size, config.optim.freeze)))
+
+
+def show_batch(config: ConfigDict, stage: Stage | None = None) -> None:
+    """Draws the first 16 chips of the first training batch, augmented, to show_batch.png."""
+    stage, path = stage or _stage(config), Path(config.workdir) / "show_batch.png"
+    batch = next(stage.train_batches())
+    classes = np.array(stage.data.labels.classes)
+    captions = [" ".join(classes[target > 0]) for target in batch["targets"][:16]]
+    pictures.save(pictures.chip_grid(batch["chips"][:16], captions), path)
+    print(f"{path}: chips of the first batch, augmented, with their labels")
+
+
+def lr_range(config: ConfigDict, stage: Stage | None = None) -> None:
+    """Runs the LR-range test from the stage's start; writes lr_range.csv and lr_range.png."""
+    stage, run = stage or _stage(config), Path(config.workdir)
+    lrs, losses = range_test.run(stage, stage.start_state())
+    suggestions = range_test.suggest(lrs, losses)
+    pictures.save(pictures.lr_range_curve(lrs, losses, suggestions), run / "lr_range.png")
+    table = pd.DataFrame({"step": np.arange(len(lrs)), "lr": lrs, "loss": losses})
+    with replacing(run / "lr_range.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    print(f"Min numerical gradient: {suggestions[0]:.2E}")
+    print(f"Min loss divided by 10: {suggestions[1]:.2E}")
+    print(f"{run / 'lr_range.png'}: the curve")
+
+
+def evaluate(config: ConfigDict, stage: Stage | None = None) -> None:
+    """Scores the run's checkpoint on the validation chips; writes metrics.json."""
+    stage = stage or _stage(config)
+    scores, logits = stage.evaluate(stage.trained_variables())
+    targets = stage.data.labels.targets[stage.valid_rows]
+    classes = stage.data.labels.classes
+    figures = metrics.per_class(metrics.sigmoid(logits), targets, config.score.threshold)
+    constant, chosen = metrics.best_constant(targets)
+    always = [name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen]
+    by_class = {
+        name: {figure: float(values[i]) for figure, values in figures.items()}
+        for i, name in enumerate(classes)
+    }
+    write_json(
+        Path(config.workdir) / "metrics.json",
+        {
+            **scores,
+            "chips": len(targets),
+            "threshold": config.score.threshold,
+            "checkpoint": config.checkpoint,
+            "per_class": by_class,
+            "best_constant": {"fbeta": constant, "labels": always},
+        },
+    )
+    print(tables.class_table(classes, figures))
+    print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    print(f"F2 of the best constant prediction ({' '.join(always)}): {constant:.4f}")
+
+
+def predict(config: ConfigDict, stage: Stage | None = None) -> None:
+    """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv."""
+    folder = Path(config.predict.folder or Path(config.data.root) / "test-jpg")
+    files = predictions.image_files(folder)
+    stage, path = stage or _stage(config), Path(config.workdir) / "predictions.csv"
+    batches = loader.folder_batches(
+        files, size=config.data.size, batch_size=config.data.batch_size, share=host_share(),
+        threads=config.data.threads,
+    )  # fmt: skip
+    logits = stage.logits(stage.trained_variables(), batches, len(files), "predicting")
+    names = [file.stem for file in files]
+    probabilities = metrics.sigmoid(logits)
+    predictions.write(path, names, stage.data.labels.classes, probabilities, config.score.threshold)
+    print(f"{path}: tags and probabilities of the {len(files)} chips of {folder}")
+
+
+def journey(config: ConfigDict) -> None:
+    """Trains config.stages in order, evaluates and predicts with the last; what is done stays done.
+
+    Knobs that `config` itself sets away from their defaults are set in every stage.
+    """
+    stages = [load(file) for file in config.stages]
+    if not stages:
+        raise BadInput("config.stages is empty; try --config configs/demo.py")
+    for stage_config in stages:
+        knobs = changed(config)
+        del knobs["stages"]
+        stage_config.update_from_flattened_dict(knobs)
+        validate(stage_config)
+    last, runs = stages[-1], [Path(config.workdir) for config in stages]
+    scored = runs[-1] / "metrics.json", runs[-1] / "predictions.csv"
+    for config, run in zip(stages, runs, strict=True):
+        done = loop.finished(config, run)
+        if done and (config is not last or all(path.exists() for path in scored)):
+            print(f"{run}: this stage is finished")
+            continue
+        print(f"\n== {run}", flush=True)
+        stage = _stage(config)
+        if not done:
+            show_batch(config, stage)
+            if config.lr_range.in_journey:
+                lr_range(config, stage)
+            train(config, stage)
+        if config is last:
+            evaluate(config, stage)
+            predict(config, stage)
+    print(f"\n{tables.journey_table(runs)}")
+    for picture in sorted(path for run in runs for path in run.glob("*.png")):
+        print(picture)
+
+
+@contextlib.contextmanager
+def _only_process_in(run: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder; the lock goes with the process."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = (run / ".lock").open("w")
+    except OSError as error:
+        raise BadInput(f"config.workdir = {run}: cannot be written to ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"config.workdir = {run}: another process trains there") from None
+        yield
+
+
+def _provenance(config: ConfigDict) -> dict[str, object]:
+    """What config.json holds: the knobs, and what ran them."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "config": flatten(config),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": commit or None,
+        "devices": [device.device_kind for device in jax.devices()],
+        "hosts": jax.process_count(),
+    }
+
+
+COMMANDS = {
+    command.__name__: command
+    for command in (
+        train, prepare, summary, show_batch, lr_range, evaluate, predict, journey,
+    )
+}  # fmt: skip

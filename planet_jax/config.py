@@ -1,0 +1,234 @@
+"""Every knob, once: its default, what is allowed, its unit and why; all checked before any work.
+
+`get_config()` makes the ConfigDict that every file in `configs/` starts from.
+"""
+
+import os
+import runpy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from planet_jax.errors import BadInput, nearest
+
+
+class Knob(NamedTuple):
+    """A default (which fixes the type), a test of what is allowed, and that test in words."""
+
+    default: Any
+    allowed: Callable[[Any], bool]
+    rule: str
+    meaning: str
+
+
+def _at_least(low: float, default: Any, meaning: str) -> Knob:
+    return Knob(default, lambda value: value >= low, f"at least {low}", meaning)
+
+
+def _above(low: float, default: Any, meaning: str) -> Knob:
+    return Knob(default, lambda value: value > low, f"above {low}", meaning)
+
+
+def _within(low: float, high: float, default: Any, meaning: str) -> Knob:
+    return Knob(default, lambda value: low <= value <= high, f"within {low} to {high}", meaning)
+
+
+def _choice(default: str, others: tuple[str, ...], meaning: str) -> Knob:
+    options = (default, *others)
+    return Knob(default, lambda value: value in options, f"one of {', '.join(options)}", meaning)
+
+
+def _text(default: str, meaning: str, empty: bool = True) -> Knob:
+    return Knob(default, lambda value: empty or value.strip() != "", "a name, not empty", meaning)
+
+
+def _flag(default: bool, meaning: str) -> Knob:
+    return Knob(default, lambda value: True, "True or False", meaning)
+
+
+def _positive(values: tuple[float, ...], lengths: tuple[int, ...]) -> bool:
+    """A tuple of numbers above 0, of a length that has a meaning."""
+    numbers = all(isinstance(value, int | float) and 0 < value < float("inf") for value in values)
+    return len(values) in lengths and numbers
+
+
+def _momentum(values: tuple[float, ...]) -> bool:
+    return _positive(values, (2,)) and all(value < 1 for value in values)
+
+
+KNOBS: dict[str, Knob] = {
+    # The run
+    "seed": _within(0, 2**31 - 1, 0, "moves fresh weights, shuffling, augmentation and dropout"),
+    "workdir": _text("runs/base", "the run folder: checkpoints, tables, pictures", empty=False),
+    "init_from": _text("", "run folder whose latest weights start this stage; '' starts afresh"),
+    "checkpoint": _choice("best", ("latest",), "which weights evaluate and predict take"),
+    "stages": Knob(
+        (), lambda value: all(isinstance(s, str) for s in value), "a tuple of config files",
+        "configs of a journey's stages, in order; what else its config sets, it sets in each"),
+    # The data
+    "data.source": _choice(
+        "folder", ("sample", "kaggle"),
+        "folder: what lies in data.root; sample: drawn there, kaggle: fetched there, when missing"),
+    "data.root": _text("data/planet", "train_v2.csv and train-jpg/, as unpacked", empty=False),
+    "data.cache": _text("data/cache", "where built data sets go", empty=False),
+    "data.decoded": _flag(
+        True, "keep all pixels on disk (8 GB for 40,479 chips); False decodes each time"),
+    "data.size": _at_least(32, 128, "pixels; chips are square to the network"),
+    "data.batch_size": _at_least(2, 64, "chips over all devices"),
+    "data.valid_fraction": Knob(
+        0.2, lambda value: 0 < value < 1, "between 0 and 1", "share of the chips that validates"),
+    "data.split_seed": _within(0, 2**32 - 1, 42, "which chips those are"),
+    "data.threads": _within(0, 256, 2, "loader threads on each host; 0: none"),
+    "data.kaggle_competition": _text(
+        "planet-understanding-the-amazon-from-space", "where kaggle downloads from", empty=False),
+    "data.kaggle_mirror": _text("", "owner/name of a Kaggle data set that has the archives, or ''"),
+    "data.test_chips": _flag(False, "fetch the competition's test chips too (61,191)"),
+    # The sample that data.source = "sample" draws
+    "sample.chips": _at_least(10, 400, "labelled chips"),
+    "sample.test_chips": _at_least(0, 40, "chips without labels"),
+    "sample.seed": _within(0, 2**31 - 1, 0, "which chips are drawn"),
+    # Augmentation: fastai's get_transforms(flip_vert=True, max_lighting=0.1, max_zoom=1.05)
+    "augment.on": _flag(True, "False trains on plainly resized chips"),
+    "augment.max_degrees": _within(0, 180, 10.0, "degrees of rotation, either way"),
+    "augment.max_zoom": _within(1, 10, 1.05, "magnification at most"),
+    "augment.max_lighting": Knob(
+        0.1, lambda value: 0 <= value < 1, "from 0 to below 1", "brightness and contrast"),
+    "augment.p": _within(0, 1, 0.75, "chance of rotation, zoom, brightness, contrast, each"),
+    # The model
+    "model.weights": _text(
+        "imagenet", "imagenet, random, or a .safetensors file of torchvision's names", empty=False),
+    "model.norm": _choice(
+        "global", ("device",), "whose chips BatchNorm averages over in training"),
+    # Training
+    "train.epochs": _at_least(1, 5, "passes over the training chips"),
+    "train.precision": _choice(
+        "float32", ("bfloat16",), "of the backbone's activations; parameters stay float32"),
+    "train.save_every": _at_least(
+        0, 500, "steps between checkpoints; 0: at the end of epochs alone, which always save"),
+    # The optimiser: fastai's fit_one_cycle
+    "optim.lr": Knob(
+        (1e-2, 2e-2), lambda value: _positive(value, (1, 2, 3)), "one to three numbers above 0",
+        "peak rate of all groups; two are spaced geometrically from stem to head; or one a group"),
+    "optim.freeze": _flag(True, "train only the head and every BatchNorm"),
+    "optim.weight_decay": _within(0, 1, 1e-2, "decoupled, on every parameter that trains"),
+    "optim.warm_up": _within(0, 1, 0.3, "share of the steps in which the rate rises"),
+    "optim.div": _at_least(1, 25.0, "peak rate over first rate"),
+    "optim.final_div": _at_least(1, 1e4, "first rate over last rate"),
+    "optim.momentum": Knob(
+        (0.95, 0.85), _momentum, "two numbers between 0 and 1",
+        "Adam's beta1 at the low rates and at the peak"),
+    # The LR-range test
+    "lr_range.steps": _at_least(17, 100, "points of the curve; suggestions drop 15 of them"),
+    "lr_range.low": _above(0, 1e-7, "first learning rate"),
+    "lr_range.high": _above(0, 10.0, "learning rate that the last step falls just short of"),
+    "lr_range.in_journey": _flag(True, "the journey command runs the test before this stage"),
+    # Scores and predictions
+    "score.threshold": _within(0, 1, 0.2, "probability above which a label is predicted"),
+    "predict.folder": _text("", "images to predict; '': test-jpg of data.root"),
+}  # fmt: skip
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the notebook's first stage. Setting a name that is no knob is an error."""
+    config = ConfigDict()
+    for name, knob in KNOBS.items():
+        section, _, last = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[last] = knob.default
+    return config.lock()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """`{"data.size": 128, ...}`, sections in one level."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every knob, and those that only make sense together.
+
+    Raises:
+      BadInput: for the first that is unknown, missing, of a wrong type or out of range.
+    """
+    flat = flatten(config)
+    for name, value in flat.items():
+        if name not in KNOBS:
+            raise BadInput(f"config.{name} is no knob; {nearest(name, KNOBS)}")
+        check(name, value)
+    for name in KNOBS.keys() - flat.keys():
+        raise BadInput(f"config.{name} is missing; start the config from configs/base.py")
+    if config.lr_range.low >= config.lr_range.high:
+        raise BadInput("config.lr_range.low must be below config.lr_range.high")
+    if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
+        raise BadInput("config.init_from is config.workdir itself; give the stage its own folder")
+
+
+def check(name: str, value: Any) -> None:
+    """Checks one known knob's value.
+
+    Raises:
+      BadInput: it is of another type than the default, or not allowed.
+    """
+    knob = KNOBS[name]
+    kind = type(knob.default)
+    fits = isinstance(value, kind) or (kind is float and type(value) is int)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise BadInput(f"config.{name} = {value!r} must be {kind.__name__}: {knob.meaning}")
+    if not knob.allowed(value):
+        raise BadInput(f"config.{name} = {value!r} must be {knob.rule}: {knob.meaning}")
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Checks the names in `--config FILE` and `--config.KNOB` before absl tries to use them.
+
+    Raises:
+      BadInput: the file is not there, or the knob is not known.
+    """
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config" and argument.startswith("-"):
+            _find_file(value or next(iter(arguments[i + 1 :]), ""))
+        knob = name.removeprefix("no").removeprefix("config.")
+        if name.startswith(("config.", "noconfig.")) and knob not in KNOBS:
+            raise BadInput(f"--{name}: config.{knob} is no knob; {nearest(knob, KNOBS)}")
+
+
+def load(file: str) -> ConfigDict:
+    """The config of `configs/demo.py`, or of `configs/demo.py:stage1`: its get_config("stage1").
+
+    Raises:
+      BadInput: the file is not there, or it fails.
+    """
+    path = _find_file(file)
+    argument = file.removeprefix(str(path)).removeprefix(":")
+    try:
+        made = runpy.run_path(str(path))["get_config"](*[argument] * bool(argument))
+    except BadInput:
+        raise
+    except Exception as error:  # the config file is the user's code
+        raise BadInput(f"{file}: failed with {type(error).__name__}: {error}") from error
+    validate(made)
+    return made
+
+
+def changed(config: ConfigDict) -> dict[str, Any]:
+    """The knobs that a config sets away from their defaults, flat."""
+    return {name: value for name, value in flatten(config).items() if value != KNOBS[name].default}
+
+
+def _find_file(file: str) -> Path:
+    """The path in `path` or `path:argument`, which must exist."""
+    path = Path(file if file.endswith(".py") else file.rpartition(":")[0])
+    if not path.is_file():
+        others = [str(other) for other in path.parent.glob("*.py")]
+        hint = nearest(str(path), others) if others else "there are no configs in that folder"
+        raise BadInput(f"--config={file}: no such file; {hint}")
+    return path

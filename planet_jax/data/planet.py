@@ -1,0 +1,307 @@
+"""Labelled chips: the label file and its vocabulary, the built data set, the notebook's split.
+
+In goes a folder in the competition's layout (`train_v2.csv`, `train-jpg/`), of any vocabulary. Out
+comes a `Dataset` of names, targets and chips, built once into the cache: the JPEG bytes as
+ArrayRecord by tensorflow-datasets, then all pixels in one array that is mapped into memory. The
+commands call `load`; the loader reads what it returns.
+"""
+
+import collections
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets as tfds
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from planet_jax.errors import BadInput, first_few
+from planet_jax.files import replacing_folder, write_json
+from planet_jax.progress import progress, say
+
+CSV, FOLDER = "train_v2.csv", "train-jpg"
+BUILD_VERSION = 1  # part of a build's fingerprint: raise it when what is built changes
+DECODERS = {"image": tfds.decode.SkipDecoding()}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label file: names in file order, the sorted vocabulary, a multi-hot row for each name."""
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    targets: UInt8[np.ndarray, "n classes"]
+
+
+class Chips(Protocol):
+    """N chips of one size, of which any may be asked for at once."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, indices: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w 3"]: ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labels and their chips (uint8 RGB [N, H, W, 3] when indexed), in file order."""
+
+    labels: Labels
+    chips: Chips
+
+
+def read_labels(root: Path) -> Labels:
+    """Reads `root/train_v2.csv`: a row a chip, tags apart by spaces; repeated tags count once.
+
+    Raises:
+      BadInput: no such file, not a CSV, no `image_name` or `tags` column, no rows, no tag at all, a
+        name that is twice there or is no plain file name.
+    """
+    path = root / CSV
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pandas only warns of rows that are too long
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+            )
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no label file; set data.root to a folder that has one") from None
+    except (ValueError, Warning, OSError) as error:  # pandas' own errors are ValueErrors
+        raise BadInput(f"{path}: not readable as CSV ({error})") from None
+    missing = [column for column in ("image_name", "tags") if column not in table]
+    if missing:
+        raise BadInput(f"{path}: no column {' and '.join(missing)} in its first line")
+    if table.empty:
+        raise BadInput(f"{path}: has no rows; give it a line for each chip")
+    names = [name.strip() for name in table["image_name"]]
+    rows = [sorted(set(tags.split())) for tags in table["tags"]]
+    _check_names(path, names)
+    odd = sum(a != b or " ".join(t.split()) != t for a, b, t in zip(
+        table["image_name"], names, table["tags"], strict=True))  # fmt: skip
+    if odd:
+        say(f"{path}: {odd} rows have spaces where none belong; they are ignored")
+    classes = sorted(set().union(*rows))
+    if not classes:
+        raise BadInput(f"{path}: no row has a tag; there is nothing to learn")
+    column = {name: i for i, name in enumerate(classes)}
+    targets = np.zeros((len(names), len(classes)), np.uint8)
+    for target, tags in zip(targets, rows, strict=True):
+        target[[column[tag] for tag in tags]] = 1
+    return Labels(tuple(names), tuple(classes), targets)
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    bad = [name for name in names if not name or name != os.path.basename(name) or "\0" in name]
+    if bad:
+        raise BadInput(f"{path}: {len(bad)} names are no file names: {first_few(map(repr, bad))}")
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise BadInput(f"{path}: {len(twice)} names are there twice: {first_few(twice)}")
+
+
+def split(
+    n: int, valid_fraction: float, seed: int
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:
+    """Rows to train on (in file order) and to validate on (as drawn): split_by_rand_pct."""
+    order = np.random.RandomState(seed).permutation(n)  # the generator that fastai uses
+    valid = order[: int(valid_fraction * n)]
+    train = np.setdiff1d(np.arange(n), valid)
+    return train, valid
+
+
+def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
+    """The data set of `root`, built under `cache` unless an up-to-date build is there.
+
+    With `decoded` all pixels are stored (3 H W bytes a chip), else chips are decoded as read.
+
+    Raises:
+      BadInput: what `read_labels` refuses; a row without a chip; a chip that cannot be decoded.
+    """
+    labels = read_labels(root)
+    files = _chip_files(root, labels)
+    fingerprint = _fingerprint(root, files, decoded)
+    home = cache / f"{root.resolve().name}-{_digest(str(root.resolve()))[:8]}"
+    build = home / fingerprint
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _locked(home):
+            if not build.exists():
+                with replacing_folder(build) as folder:
+                    _build(labels, files, folder, decoded)
+                for other in home.iterdir():  # earlier builds of the same folder
+                    if other.is_dir() and other != build:
+                        shutil.rmtree(other, ignore_errors=True)
+    except OSError as error:
+        raise BadInput(f"data.cache={cache}: cannot build the data set there: {error}") from error
+    if decoded:
+        return Dataset(labels, np.load(build / "chips.npy", mmap_mode="r"))
+    height, width = json.loads((build / "build.json").read_text())["size"]
+    return Dataset(labels, _Encoded(build, len(files), height, width))
+
+
+def _chip_files(root: Path, labels: Labels) -> list[Path]:
+    """One chip a row; images without a row are left aside with a notice."""
+    folder = root / FOLDER
+    try:
+        present = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot list the chips ({error.strerror})") from None
+    missing = [name for name in labels.names if f"{name}.jpg" not in present]
+    if missing:
+        raise BadInput(
+            f"{folder}: {len(missing)} rows of {CSV} have no chip there: "
+            f"{first_few(f'{name}.jpg' for name in missing)}"
+        )
+    extra = present - {f"{name}.jpg" for name in labels.names}
+    if extra:
+        say(f"{folder}: {len(extra)} files have no row in {CSV} and are left aside")
+    return [folder / f"{name}.jpg" for name in labels.names]
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _fingerprint(root: Path, files: list[Path], decoded: bool) -> str:
+    """Changes when the label file, or any chip's size or time of writing, changes."""
+    stats = (os.stat(file) for file in files)
+    chips = (f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+    return _digest(f"{BUILD_VERSION} {decoded}", (root / CSV).read_bytes(), *chips)[:16]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One builder at a time; the lock goes with the process, however it ends."""
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class Planet(tfds.core.GeneratorBasedBuilder):
+    """name, image (the JPEG's own bytes) and labels of every row, in file order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, labels: Labels, files: list[Path], **kwargs: Any) -> None:
+        self.labels, self.files = labels, files
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "name": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "labels": tfds.features.Sequence(
+                    tfds.features.ClassLabel(names=self.labels.classes)
+                ),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        return {"chips": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, name in enumerate(self.labels.names):
+            labels = np.flatnonzero(self.labels.targets[i]).tolist()
+            yield i, {"name": name, "image": str(self.files[i]), "labels": labels}
+
+
+def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> None:
+    """Writes the records, then decodes every one: to keep the pixels, and to find damage."""
+    tfds.disable_progress_bar()
+    say(f"building {len(files)} chips into {folder.parent}")
+    builder = Planet(labels=labels, files=files, data_dir=folder)
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds prints its own banner
+        builder.download_and_prepare()
+    source = builder.as_data_source(split="chips", decoders=DECODERS)
+    workers = len(os.sched_getaffinity(0))
+
+    def header(i: int) -> tuple[tuple[int, int], str] | None:
+        try:
+            image = Image.open(io.BytesIO(source[i]["image"]))
+            return image.size, image.mode
+        except OSError:
+            return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        headers = list(pool.map(header, range(len(files))))
+        sizes = collections.Counter(h[0] for h in headers if h)
+        if not sizes:
+            raise BadInput(f"{files[0].parent}: none of the {len(files)} chips is an image")
+        (width, height), most = sizes.most_common(1)[0]
+        _tell_modes(files[0].parent, headers, (width, height), len(files) - most)
+        shape = (len(files) if decoded else 0, height, width, 3)
+        store = np.lib.format.open_memmap(folder / "chips.npy", "w+", np.uint8, shape)
+
+        def decode(i: int) -> bool:
+            try:
+                chip = decode_chip(source[i]["image"], (width, height))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                return False
+            if decoded:
+                store[i] = chip
+            return True
+
+        good = []
+        with progress("decoding chips", len(files), "chips") as advance:
+            for ok in pool.map(decode, range(len(files))):
+                good.append(ok)
+                advance()
+    bad = [file.name for file, ok in zip(files, good, strict=True) if not ok]
+    if bad:
+        raise BadInput(
+            f"{files[0].parent}: {len(bad)} chips are damaged or no images: {first_few(bad)}; "
+            f"fetch them again or take their rows out of {CSV}"
+        )
+    store.flush()
+    write_json(folder / "build.json", {"size": [height, width], "chips": len(files)})
+
+
+def _tell_modes(folder: Path, headers: list, size: tuple[int, int], other_size: int) -> None:
+    modes = collections.Counter(h[1] for h in headers if h and h[1] != "RGB")
+    if modes:
+        say(f"{folder}: {dict(modes)} chips are turned into RGB")
+    if other_size:
+        say(f"{folder}: {other_size} chips are resized to {size[0]}x{size[1]} as most are")
+
+
+def decode_chip(encoded: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an encoded image of any mode, resized to `size` (width, height) if it differs.
+
+    Raises:
+      OSError, SyntaxError, ValueError: what Pillow raises of a damaged file.
+    """
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    if size is not None and image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+class _Encoded:
+    """Chips decoded when they are asked for: for disks too small to hold the pixels."""
+
+    def __init__(self, build: Path, n: int, height: int, width: int) -> None:
+        self.shape = (n, height, width, 3)
+        builder = tfds.builder_from_directory(str(build / "planet" / str(Planet.VERSION)))
+        self.source = builder.as_data_source(split="chips", decoders=DECODERS)
+
+    def __getitem__(self, indices: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w 3"]:
+        _, height, width, _ = self.shape
+        records = self.source.__getitems__([int(i) for i in indices])
+        return np.stack([decode_chip(record["image"], (width, height)) for record in records])

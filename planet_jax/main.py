@@ -1,0 +1,61 @@
+"""`python -m planet_jax.main [COMMAND] --config FILE [--config.KNOB=VALUE ...]`
+
+Commands: train (when none is named), prepare, summary, show_batch, lr_range, evaluate, predict,
+journey. Ends with 0 when done, 2 at the user's mistake, 143 when stopped by SIGTERM after saving, 1
+at a failure.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from planet_jax import commands, config
+from planet_jax.errors import BadInput, RunFailed, nearest
+
+FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its knobs")
+COMPILED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses absl's flags; all that can be wrong with them ends here, in one line."""
+    try:
+        config.check_flags(argv[1:])
+        return flags.FLAGS(argv)
+    except (BadInput, flags.Error) as error:
+        refuse(error)
+    except Exception as error:  # the config file is the user's code
+        refuse(f"--config: the config file failed with {type(error).__name__}: {error}")
+
+
+def main(argv: list[str]) -> None:
+    """Runs one command of one config."""
+    logging.set_verbosity(logging.WARNING)
+    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    try:
+        command, *more = argv[1:] or ["train"]
+        if command not in commands.COMMANDS or more:
+            wrong = " ".join(more) or command
+            raise BadInput(f"{wrong} is no command; {nearest(wrong, commands.COMMANDS)}")
+        if FLAG.value is None:
+            raise BadInput("--config is missing; try --config configs/smoke.py")
+        config.validate(FLAG.value)
+        commands.COMMANDS[command](FLAG.value)
+    except BadInput as error:
+        refuse(error)
+    except RunFailed as error:
+        print(f"planet_jax: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def refuse(error: object) -> None:
+    """Ends with status 2 and one line."""
+    print("planet_jax:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,142 @@
+"""torchvision's ResNet50 weights into our tree and back, from the hub or a `.safetensors` file.
+
+`timm/resnet50.tv_in1k` on the Hugging Face hub is torchvision's own ResNet50 with torchvision's
+names. A file may also carry the head under the names of fastai's positions (`head.2.weight`, ...).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from planet_jax.errors import BadInput
+from planet_jax.model.classifier import Variables
+from planet_jax.model.resnet import ResNet50
+
+HUB_REPO, HUB_FILE = "timm/resnet50.tv_in1k", "model.safetensors"
+HEAD = {"bn1": "head.2", "linear1": "head.4", "bn2": "head.6", "linear2": "head.8"}
+LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
+        "var": "running_var"}  # fmt: skip
+Flat = dict[tuple[str, ...], Any]
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """('params', 'backbone', 'layer1_0', 'conv1', 'kernel') → 'layer1.0.conv1.weight'."""
+    _, part, *modules, leaf = path
+    prefix = HEAD[modules[0]] if part == "head" else ".".join(modules).replace("_", ".")
+    return f"{prefix}.{LEAF[leaf]}"
+
+
+def to_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
+    """HWIO → OIHW for a convolution, (in, out) → (out, in) for a linear layer."""
+    if leaf == "kernel":
+        return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+    return array
+
+
+def _from_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
+    if leaf == "kernel":
+        return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+    return array
+
+
+def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -> Flat:
+    """Fills every leaf of `template` from `state_dict`, and uses every tensor of it.
+
+    Raises:
+      BadInput: naming all tensors that are missing, misshapen, not finite, or that nothing needs.
+    """
+    wanted = {torch_name(path): path for path in template}
+    problems = [f"{name} is missing" for name in wanted if name not in state_dict]
+    problems += [f"{name} is not known" for name in state_dict if name not in wanted]
+    filled = {}
+    for name, path in wanted.items():
+        if name not in state_dict:
+            continue
+        array = np.asarray(state_dict[name], np.float32)
+        shape = to_torch_axes(path[-1], np.empty(template[path].shape, bool)).shape
+        if array.shape != shape:
+            problems.append(f"{name} is {array.shape}, not {shape}")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name} is not finite")
+        else:
+            filled[path] = np.ascontiguousarray(_from_torch_axes(path[-1], array))
+    if problems:
+        raise BadInput(f"{where}: these are not ResNet50's weights: {'; '.join(problems)}")
+    return filled
+
+
+def _without_fc(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: array
+        for name, array in state_dict.items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+
+
+def from_torchvision(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
+    """`(params, batch_stats)` of `ResNet50` from torchvision's names and shapes, float32.
+
+    `fc.*`, `head.*` and `*.num_batches_tracked` are left aside.
+
+    Raises:
+      BadInput: naming every tensor that is missing, misshapen, not finite or unknown.
+    """
+    chips = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    template = jax.eval_shape(
+        lambda key, x: ResNet50().init(key, x, train=False), jax.random.key(0), chips
+    )
+    flat = traverse_util.flatten_dict({kind: {"backbone": tree} for kind, tree in template.items()})
+    body = {k: v for k, v in _without_fc(state_dict).items() if not k.startswith("head.")}
+    tree = traverse_util.unflatten_dict(_convert(body, flat, "state_dict"))
+    return tree["params"]["backbone"], tree["batch_stats"]["backbone"]
+
+
+def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
+    """The classifier's weights under torchvision's names (the head's as `head.2.weight`, ...)."""
+    flat = traverse_util.flatten_dict(variables)
+    return {
+        torch_name(path): np.ascontiguousarray(to_torch_axes(path[-1], np.asarray(array)))
+        for path, array in flat.items()
+    }
+
+
+def fill(variables: Variables, weights: str) -> Variables:
+    """The classifier's `variables` with the backbone (and head, when there) from `weights`.
+
+    `weights` is "random" (nothing changes), "imagenet" (from the hub) or a `.safetensors` file.
+
+    Raises:
+      BadInput: the hub cannot be reached, the file cannot be read, or it holds another network.
+    """
+    if weights == "random":
+        return variables
+    path = _download() if weights == "imagenet" else Path(weights)
+    try:
+        state_dict = _without_fc(load_file(path))
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise BadInput(f"model.weights={path}: cannot be read as safetensors ({error})") from None
+    flat = traverse_util.flatten_dict(variables)
+    has_head = any(name.startswith("head.") for name in state_dict)
+    wanted = {k: v for k, v in flat.items() if has_head or k[1] != "head"}
+    converted = _convert(state_dict, wanted, f"model.weights={path}")
+    return traverse_util.unflatten_dict(flat | converted)
+
+
+def _download() -> Path:
+    import huggingface_hub  # heavy, and needed once
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(HUB_REPO, HUB_FILE))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BadInput(
+            f"model.weights=imagenet: cannot fetch {HUB_FILE} of {HUB_REPO} from the Hugging Face "
+            f"hub ({type(error).__name__}); put the file here by hand and set model.weights to its path"
+        ) from None

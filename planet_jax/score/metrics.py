@@ -1,0 +1,84 @@
+"""The notebook's scores, from numpy arrays, in float64: exact means over chips or entries."""
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+Probabilities = Float[np.ndarray, "n classes"]
+Targets = UInt8[np.ndarray, "n classes"]
+
+
+def sigmoid(logits: Float[np.ndarray, "n classes"]) -> Probabilities:
+    """Probabilities in float64, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+def binary_cross_entropy(logits: Float[np.ndarray, "n classes"], targets: Targets) -> float:
+    """The mean over all entries, from logits (fastai's BCEWithLogitsFlat)."""
+    logits = logits.astype(np.float64)
+    return float(np.mean(np.logaddexp(0, logits) - logits * targets))
+
+
+def accuracy_thresh(
+    probabilities: Probabilities, targets: Targets, threshold: float = 0.2
+) -> float:
+    """The share of all entries where `probability > threshold` agrees with the target."""
+    return float(np.mean((probabilities > threshold) == (targets > 0)))
+
+
+def fbeta(
+    probabilities: Probabilities, targets: Targets, threshold: float = 0.2, beta: float = 2.0
+) -> float:
+    """fastai v1's `fbeta`: F-beta of each chip, averaged over chips.
+
+    A chip with neither predicted nor true labels scores 0.
+    """
+    return float(fbeta_per_chip(probabilities > threshold, targets > 0, beta).mean())
+
+
+def fbeta_per_chip(
+    predicted: Bool[np.ndarray, "n classes"], true: Bool[np.ndarray, "n classes"], beta: float = 2.0
+) -> Float[np.ndarray, " n"]:
+    """F-beta of each chip; fastai's 1e-9 in each denominator makes 0/0 a 0."""
+    hits = (predicted & true).sum(1)
+    precision = hits / (predicted.sum(1) + 1e-9)
+    recall = hits / (true.sum(1) + 1e-9)
+    beta2 = beta**2
+    return (1 + beta2) * precision * recall / (beta2 * precision + recall + 1e-9)
+
+
+def best_constant(
+    targets: Targets, beta: float = 2.0
+) -> tuple[float, Bool[np.ndarray, " classes"]]:
+    """The best F-beta that one set of labels, given to every chip, can have; and that set.
+
+    A chip's F-beta is (1 + b²) hits / (b² true + predicted). For a set of k labels the denominator
+    is fixed and the sum over chips is a sum over the labels, so the best k are those that add most.
+    """
+    true = targets > 0
+    best, best_set = 0.0, np.zeros(true.shape[1], bool)
+    for k in range(1, true.shape[1] + 1):
+        gain = (true / (beta**2 * true.sum(1, keepdims=True) + k)).sum(0)
+        chosen = np.zeros(true.shape[1], bool)
+        chosen[np.argsort(-gain, kind="stable")[:k]] = True
+        score = float(fbeta_per_chip(np.broadcast_to(chosen, true.shape), true, beta).mean())
+        if score > best:
+            best, best_set = score, chosen
+    return best, best_set
+
+
+def per_class(
+    probabilities: Probabilities, targets: Targets, threshold: float = 0.2, beta: float = 2.0
+) -> dict[str, Float[np.ndarray, " classes"]]:
+    """Precision, recall, F-beta and support of each class over all chips; 0/0 is 0."""
+    predicted, true = probabilities > threshold, targets > 0
+    hits = (predicted & true).sum(0).astype(np.float64)
+
+    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+    return {
+        "precision": ratio(hits, predicted.sum(0)),
+        "recall": ratio(hits, true.sum(0)),
+        "fbeta": ratio((1 + beta**2) * hits, beta**2 * true.sum(0) + predicted.sum(0)),
+        "support": true.sum(0).astype(np.float64),
+    }

@@ -1,0 +1,205 @@
+"""What one stage of training is made of: its rows, model, start weights, batches and steps.
+
+In go a checked config and the data set; the loop, the LR-range test, `evaluate` and `predict` draw
+from what comes out.
+"""
+
+import functools
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from planet_jax.data import loader, planet
+from planet_jax.errors import BadInput
+from planet_jax.model import classifier, imagenet
+from planet_jax.progress import progress
+from planet_jax.score import metrics
+from planet_jax.train import checkpoint
+from planet_jax.train.optimizer import group_rates, one_cycle
+from planet_jax.train.steps import (
+    TrainState,
+    create_state,
+    make_predict_step,
+    make_train_step,
+    to_devices,
+)
+
+
+class Stage:
+    """A config with its data set, ready to be trained or scored.
+
+    Attributes:
+      config, data: as given.
+      train_rows, valid_rows: rows of the data set, by the notebook's split.
+      steps_per_epoch, steps: of training.
+      schedule: the rates of every step.
+
+    Raises:
+      BadInput: fewer chips than a batch, or a batch that the devices cannot share.
+    """
+
+    def __init__(self, config: ConfigDict, data: planet.Dataset) -> None:
+        self.config, self.data = config, data
+        n = len(data.labels.names)
+        self.train_rows, self.valid_rows = planet.split(
+            n, config.data.valid_fraction, config.data.split_seed
+        )
+        self._check_sizes(n)
+        self.model = classifier.build(
+            len(data.labels.classes), config.model.norm, config.train.precision
+        )
+        self.steps_per_epoch = len(self.train_rows) // config.data.batch_size
+        self.steps = self.steps_per_epoch * config.train.epochs
+        optim = config.optim
+        self.schedule = one_cycle(
+            self.steps, group_rates(optim.lr), optim.warm_up, optim.div, optim.final_div,
+            optim.momentum,
+        )  # fmt: skip
+
+    def _check_sizes(self, n: int) -> None:
+        batch = self.config.data.batch_size
+        if len(self.train_rows) < batch or len(self.valid_rows) == 0:
+            raise BadInput(
+                f"config.data.batch_size = {batch}: {self.config.data.root} has {n} chips, "
+                f"{len(self.train_rows)} to train on and {len(self.valid_rows)} to validate; "
+                "lower it or give more chips"
+            )
+        check_batch(batch)
+
+    @functools.cached_property
+    def train_step(self) -> Callable[..., tuple[TrainState, Array]]:
+        """The pmapped step; see `steps.make_train_step`."""
+        return make_train_step(self.model, self.config.optim.freeze, self.config.optim.weight_decay)
+
+    @functools.cached_property
+    def predict_step(self) -> Callable[..., Array]:
+        """The pmapped logits; see `steps.make_predict_step`."""
+        return make_predict_step(self.model)
+
+    @property
+    def dropout_key(self) -> Key[Array, ""]:
+        """The run's key, into which the step folds its number."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(b"dropout"))
+
+    def start_state(self) -> TrainState:
+        """The state before the first step: weights of `init_from`, or of `model.weights`."""
+        config = self.config
+        variables = classifier.init(len(self.data.labels.classes), config.seed)
+        if config.init_from:
+            flat, meta = checkpoint.read_weights(Path(config.init_from), "latest")
+            self._check_vocabulary(meta, config.init_from)
+            variables = checkpoint.from_host(flat, variables, config.init_from)
+        else:
+            variables = imagenet.fill(variables, config.model.weights)
+        return create_state(variables, config.optim.freeze)
+
+    def trained_variables(self) -> classifier.Variables:
+        """The weights of the run folder's checkpoint that `config.checkpoint` names."""
+        config = self.config
+        flat, meta = checkpoint.read_weights(Path(config.workdir), config.checkpoint)
+        self._check_vocabulary(meta, config.workdir)
+        return checkpoint.from_host(
+            flat, abstract_variables(len(self.data.labels.classes)), config.workdir
+        )
+
+    def _check_vocabulary(self, meta: dict[str, Any], run: str) -> None:
+        classes = list(self.data.labels.classes)
+        if meta["classes"] != classes:
+            differing = sorted(set(meta["classes"]) ^ set(classes))
+            raise BadInput(
+                f"{run} was trained on another vocabulary than {self.config.data.root} has; "
+                f"they differ in: {', '.join(differing)}"
+            )
+
+    def train_batches(self, first_step: int = 0, epochs: int = 0) -> Iterator[loader.Batch]:
+        """This host's shares of the training batches, from `first_step` on."""
+        data, augment = self.config.data, dict(self.config.augment)
+        return loader.train_batches(
+            self.data,
+            self.train_rows,
+            size=data.size,
+            batch_size=data.batch_size,
+            epochs=epochs or self.config.train.epochs,
+            seed=self.config.seed,
+            augment=augment if augment.pop("on") else None,
+            first_step=first_step,
+            share=host_share(),
+            threads=data.threads,
+        )
+
+    def evaluate(self, variables: classifier.Variables) -> tuple[dict[str, float], np.ndarray]:
+        """The notebook's three figures over the validation chips, and their logits [n, classes]."""
+        data = self.config.data
+        batches = loader.score_batches(
+            self.data, self.valid_rows, size=data.size, batch_size=data.batch_size,
+            share=host_share(), threads=data.threads,
+        )  # fmt: skip
+        logits = self.logits(variables, batches, len(self.valid_rows), "validating")
+        targets = self.data.labels.targets[self.valid_rows]
+        probabilities = metrics.sigmoid(logits)
+        threshold = self.config.score.threshold
+        scores = {
+            "valid_loss": metrics.binary_cross_entropy(logits, targets),
+            "accuracy_thresh": metrics.accuracy_thresh(probabilities, targets, threshold),
+            "fbeta": metrics.fbeta(probabilities, targets, threshold),
+        }
+        return scores, logits
+
+    def logits(
+        self,
+        variables: classifier.Variables,
+        batches: Iterator[loader.Batch],
+        n: int,
+        what: str,
+    ) -> Float[np.ndarray, "n classes"]:
+        """Logits of the n chips in padded `batches`; the device works while the next is made."""
+        parts: list[Array] = []
+        batch_size = self.config.data.batch_size
+        with progress(what, n, "chips") as advance:
+            for batch in batches:
+                chips = to_devices(batch["chips"], jax.local_device_count())
+                parts.append(self.predict_step(variables, chips))
+                if len(parts) > 1:
+                    parts[-2] = np.asarray(parts[-2])
+                    advance(batch_size)
+            advance(n - batch_size * (len(parts) - 1))
+        return np.concatenate([np.asarray(part) for part in parts])[:n]
+
+    def labels_digest(self) -> str:
+        """Changes when a name, a label or their order does."""
+        labels = self.data.labels
+        text = "\n".join(labels.names).encode() + labels.targets.tobytes()
+        return hashlib.sha256(text).hexdigest()
+
+
+def abstract_variables(classes: int) -> classifier.Variables:
+    """Shapes of the classifier's variables, without computing them."""
+    return jax.eval_shape(lambda: classifier.init(classes, 0))
+
+
+def host_share() -> loader.Share:
+    """This process's part of every global batch."""
+    return loader.Share(jax.process_index(), jax.process_count())
+
+
+def check_batch(batch_size: int) -> None:
+    """A batch must be shared evenly by all devices.
+
+    Raises:
+      BadInput: naming the nearest sizes that can be.
+    """
+    devices = jax.device_count()
+    if batch_size % devices:
+        below = batch_size // devices * devices
+        near = " or ".join(str(size) for size in (below, below + devices) if size)
+        raise BadInput(
+            f"config.data.batch_size = {batch_size} does not divide over {devices} devices; "
+            f"the nearest that does: {near}"
+        )

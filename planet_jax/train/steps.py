@@ -1,0 +1,109 @@
+"""The two pmapped functions of training: one step of it, and the logits of a batch.
+
+Both take the state whole and replicated, and batches `[devices, chips a device, ...]`; what they
+return is the same on every device. Gradients are of the mean loss over the global batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Key, UInt8
+
+from planet_jax.model.classifier import Classifier, Variables
+from planet_jax.model.layers import BATCH_AXIS
+from planet_jax.train.optimizer import Params, adam, group_labels, merge, split_frozen
+
+Rates = dict[str, np.ndarray]  # {"lr": float32 [3], "beta1": float32 []}
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a training step changes."""
+
+    step: Array  # int32 []: steps taken
+    params: Params
+    batch_stats: dict[str, Any]
+    opt_state: optax.OptState  # Adam's moments of the parameters that train
+
+    @property
+    def variables(self) -> Variables:
+        """What the classifier's `apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(variables: Variables, freeze: bool) -> TrainState:
+    """The state before the first step: these weights, and an optimiser that has seen nothing."""
+    trainable, _ = split_frozen(variables["params"], freeze)
+    # The rates do not enter the state.
+    opt_state = adam(group_labels(trainable), np.zeros(3), np.zeros(()), 0.0).init(trainable)
+    return TrainState(
+        jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state
+    )
+
+
+def make_train_step(
+    model: Classifier, freeze: bool, weight_decay: float, devices: list[jax.Device] | None = None
+) -> Callable[[TrainState, dict[str, Array], Rates, Key[Array, ""]], tuple[TrainState, Array]]:
+    """`step(state, batch, rates, key) -> (state, loss)`; the state that goes in is donated.
+
+    `batch` holds uint8 chips [devices, b, H, W, 3] and targets [devices, b, classes], `key` the
+    run's dropout key. Parameters that do not train are not differentiated.
+    """
+
+    def step(
+        state: TrainState, batch: dict[str, Array], rates: Rates, key: Key[Array, ""]
+    ) -> tuple[TrainState, Float[Array, ""]]:
+        chips = batch["chips"]
+        places = lax.axis_index(BATCH_AXIS) * len(chips) + jnp.arange(len(chips))
+        rngs = {"dropout": jax.random.fold_in(key, state.step)}
+        trainable, frozen = split_frozen(state.params, freeze)
+
+        def loss_fn(trainable: Params) -> tuple[Float[Array, ""], dict[str, Any]]:
+            variables = {"params": merge(trainable, frozen), "batch_stats": state.batch_stats}
+            logits, changed = model.apply(
+                variables, chips, train=True, places=places, rngs=rngs, mutable=["batch_stats"]
+            )
+            losses = optax.sigmoid_binary_cross_entropy(logits, batch["targets"])
+            return losses.mean(), changed["batch_stats"]
+
+        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        # Global statistics are equal on all devices already; a device's own are averaged here.
+        to_average = (loss, grads, batch_stats if model.axis_name is None else None)
+        loss, grads, averaged = lax.pmean(to_average, BATCH_AXIS)
+        optimizer = adam(group_labels(trainable), rates["lr"], rates["beta1"], weight_decay)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        params = merge(optax.apply_updates(trainable, updates), frozen)
+        stats = batch_stats if averaged is None else averaged
+        return TrainState(state.step + 1, params, stats, opt_state), loss
+
+    return jax.pmap(
+        step,
+        BATCH_AXIS,
+        in_axes=(None, 0, None, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+        devices=devices,
+    )
+
+
+def make_predict_step(
+    model: Classifier, devices: list[jax.Device] | None = None
+) -> Callable[[Variables, UInt8[Array, "d b h w 3"]], Float[Array, "n classes"]]:
+    """`predict(variables, chips) -> logits` of the whole global batch, on every device."""
+
+    def predict(variables: Variables, chips: UInt8[Array, "b h w 3"]) -> Array:
+        logits = model.apply(variables, chips, train=False)
+        return lax.all_gather(logits, BATCH_AXIS, tiled=True)
+
+    return jax.pmap(predict, BATCH_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+
+
+def to_devices(array: np.ndarray, devices: int) -> np.ndarray:
+    """[n, ...] → [devices, n / devices, ...], as pmap takes it."""
+    return array.reshape(devices, len(array) // devices, *array.shape[1:])
