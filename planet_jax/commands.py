@@ -122,7 +122,7 @@ def evaluate(config: ConfigDict, stage: Stage | None = None) -> None:
             "best_constant": {"fbeta": constant, "labels": always},
         },
     )
-    print(tables.class_table(classes, figures))
+    print(tables.class_table(by_class))
     print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     print(f"F2 of the best constant prediction ({' '.join(always)}): {constant:.4f}")
 

@@ -8,6 +8,7 @@ at a failure.
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
 
 
-def refuse(error: object) -> None:
+def refuse(error: object) -> NoReturn:
     """Ends with status 2 and one line."""
     print("planet_jax:", " ".join(str(error).split()), file=sys.stderr)
     sys.exit(2)

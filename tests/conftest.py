@@ -34,7 +34,8 @@ def reference():
 @pytest.fixture(scope="session")
 def arrays():
     """What fastai v1 did (arrays)."""
-    return np.load(SHARED / "reference" / "fastai_v1.npz")
+    with np.load(SHARED / "reference" / "fastai_v1.npz") as file:
+        return dict(file)
 
 
 def formula(name, shape):
@@ -60,7 +61,10 @@ def formula(name, shape):
 def formula_weights():
     """torchvision's state dict of ResNet50 by the formula, `fc` included."""
     flat = traverse_util.flatten_dict(abstract_variables(17))
-    state = {"fc.weight": formula("fc.weight", (1000, 2048)), "fc.bias": formula("fc.bias", (1000,))}
+    state = {
+        "fc.weight": formula("fc.weight", (1000, 2048)),
+        "fc.bias": formula("fc.bias", (1000,)),
+    }
     for path, leaf in flat.items():
         if path[1] == "backbone":
             name = imagenet.torch_name(path)

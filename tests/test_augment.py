@@ -63,7 +63,11 @@ def plainly(chip, augmentation, size):
     r = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     s, row, col = (getattr(augmentation, n)[0] for n in ("zoom", "row_pct", "col_pct"))
     z = np.array(
-        [[1 / s, 0, (1 - 1 / s) * (2 * col - 1)], [0, 1 / s, (1 - 1 / s) * (2 * row - 1)], [0, 0, 1]]
+        [
+            [1 / s, 0, (1 - 1 / s) * (2 * col - 1)],
+            [0, 1 / s, (1 - 1 / s) * (2 * row - 1)],
+            [0, 0, 1],
+        ]
     )
     grid = np.linspace(-1, 1, size)
     points = np.stack([*np.meshgrid(grid, grid), np.ones((size, size))], -1) @ (d @ r @ z).T
@@ -97,9 +101,7 @@ def shrunk(image, height, width):
     for i in range(height):
         for j in range(width):
             rows = slice(i * len(image) // height, -(-(i + 1) * len(image) // height))
-            columns = slice(
-                j * image.shape[1] // width, -(-(j + 1) * image.shape[1] // width)
-            )
+            columns = slice(j * image.shape[1] // width, -(-(j + 1) * image.shape[1] // width))
             out[i, j] = image[rows, columns].mean((0, 1))
     return out
 

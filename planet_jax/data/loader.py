@@ -41,8 +41,11 @@ class Share:
 class _TrainShares:
     """Element `step * hosts + host` is (epoch, positions in `chips` of that host's share)."""
 
-    def __init__(self, n: int, batch_size: int, epochs: int, seed: int, hosts: int) -> None:
+    def __init__(
+        self, n: int, batch_size: int, epochs: int, first_epoch: int, seed: int, hosts: int
+    ) -> None:
         self.n, self.batch_size, self.seed, self.hosts = n, batch_size, seed, hosts
+        self.first_epoch = first_epoch
         self.steps_per_epoch = n // batch_size  # the last short batch is dropped, as fastai does
         self.length = self.steps_per_epoch * epochs * hosts
         self.order = functools.lru_cache(2)(self._order)
@@ -58,6 +61,7 @@ class _TrainShares:
         epoch, step = divmod(step, self.steps_per_epoch)
         share = self.batch_size // self.hosts
         start = step * self.batch_size + host * share
+        epoch += self.first_epoch
         return epoch, self.order(epoch)[start : start + share]
 
 
@@ -70,6 +74,7 @@ def train_batches(
     epochs: int,
     seed: int,
     augment: dict[str, float] | None,
+    first_epoch: int = 0,
     first_step: int = 0,
     share: Share = Share(),
     threads: int = 2,
@@ -77,7 +82,8 @@ def train_batches(
     """Augmented batches of the rows `chips` of `data`, from `first_step` to the last of `epochs`.
 
     Yields `{"chips": uint8 [b, size, size, 3], "targets": uint8 [b, classes]}` with b the host's
-    share of `batch_size`. Each epoch is shuffled anew. `augment` holds the keywords of
+    share of `batch_size`. Each epoch is shuffled anew; `first_epoch` is the number of the first, so
+    that a stage does not see again what the stages before it saw. `augment` holds the keywords of
     `augment.draw`; None renders plainly.
     """
 
@@ -96,7 +102,7 @@ def train_batches(
             "targets": data.labels.targets[rows],
         }
 
-    source = _TrainShares(len(chips), batch_size, epochs, seed, share.hosts)
+    source = _TrainShares(len(chips), batch_size, epochs, first_epoch, seed, share.hosts)
     return _iterate(source, share, make, threads, first_step)
 
 

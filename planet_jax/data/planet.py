@@ -48,7 +48,8 @@ class Labels:
 class Chips(Protocol):
     """N chips of one size, of which any may be asked for at once."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, indices: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w 3"]: ...
 

@@ -76,7 +76,8 @@ def init(classes: int, seed: int) -> Variables:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(classes: int, key: Array) -> Variables:
-    return Classifier(classes).init(key, jnp.zeros((1, 32, 32, 3), jnp.uint8), train=False)
+    chips = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+    return dict(Classifier(classes).init(key, chips, train=False))
 
 
 def group_of(path: Path) -> str:

@@ -137,6 +137,6 @@ def _download() -> Path:
         return Path(huggingface_hub.hf_hub_download(HUB_REPO, HUB_FILE))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(
-            f"model.weights=imagenet: cannot fetch {HUB_FILE} of {HUB_REPO} from the Hugging Face "
-            f"hub ({type(error).__name__}); put the file here by hand and set model.weights to its path"
+            f"model.weights=imagenet: {HUB_FILE} of {HUB_REPO} cannot be fetched from its hub "
+            f"({type(error).__name__}); put the file here by hand and set model.weights to its path"
         ) from None

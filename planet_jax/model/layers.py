@@ -65,8 +65,9 @@ class BatchNorm(nn.Module):
             mean, var, count = moments(x, self.axis_name)
             if not self.is_initializing():
                 unbiased = var * (count / max(count - 1, 1))
-                running_mean.value += (1 - self.decay) * (mean - running_mean.value)
-                running_var.value += (1 - self.decay) * (unbiased - running_var.value)
+                keep, take = self.decay, 1 - self.decay
+                running_mean.value = keep * running_mean.value + take * mean
+                running_var.value = keep * running_var.value + take * unbiased
         else:
             mean, var = running_mean.value, running_var.value
         gain = scale * lax.rsqrt(var + self.eps)
@@ -74,7 +75,7 @@ class BatchNorm(nn.Module):
 
 
 def moments(x: Float[Array, "*n c"], axis_name: str | None) -> tuple[Array, Array, int]:
-    """Mean, biased variance (float32 [c]) and count over all axes but the last, and over devices."""
+    """Mean, biased variance (float32 [c]) and count: over all axes but the last, and devices."""
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
     x = x.astype(jnp.float32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from planet_jax.files import replacing
 
-GRID = {"alpha": 0.3, "linewidth": 0.5}
+GRID: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.5}
 
 
 def save(figure: Figure, path: Path) -> None:

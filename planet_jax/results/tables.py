@@ -52,8 +52,8 @@ def layer_lines(layers: Sequence[Layer]) -> str:
     return "\n".join([head, rule, *lines, rule, *totals])
 
 
-def class_table(classes: Sequence[str], figures: dict[str, Sequence[float]]) -> str:
+def class_table(by_class: dict[str, dict[str, float]]) -> str:
     """A line a class: precision, recall, F2 and support."""
-    table = pd.DataFrame(figures, index=pd.Index(classes, name="class"))
+    table = pd.DataFrame(by_class).T
     table["support"] = table["support"].astype(int)
     return table.to_string(float_format=lambda value: f"{value:.4f}")

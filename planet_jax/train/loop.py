@@ -114,8 +114,9 @@ class _Run:
     def __init__(self, stage: Stage, run: Path, checkpoints: Checkpoints) -> None:
         self.stage, self.run, self.checkpoints = stage, run, checkpoints
         found = checkpoints.latest()
+        meta: dict[str, Any] = {}
         if found is None:
-            self.step, self.state, meta = 0, stage.start_state(), {}
+            self.step, self.state = 0, stage.start_state()
         else:
             self.step, items, meta = found
             _check_same(meta, stage.config, run)
@@ -191,6 +192,7 @@ class _Run:
         meta = {
             "step": self.step,
             "steps": self.stage.steps,
+            "first_epoch": self.stage.first_epoch,
             "config": flatten(self.stage.config),
             "classes": list(self.stage.data.labels.classes),
             "labels": self.stage.labels_digest(),
@@ -217,7 +219,7 @@ class _Run:
         self._settle()
         self.pending = (self.step, loss, waited)
         self.step += 1
-        advance(note=f"loss {self.smooth.value:.4f}")
+        advance(note=f"loss {self.smooth.value:.4f}" if self.smooth.n else "")
 
     def _settle(self) -> None:
         """Reads the pending loss, which waits for its step, and writes its row."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optax
 from flax import traverse_util
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from planet_jax.model.classifier import GROUPS, group_of, trains
 
@@ -72,7 +72,8 @@ def group_labels(params: Params) -> Params:
     Raises:
       ValueError: for a parameter that belongs to no group.
     """
-    return traverse_util.path_aware_map(lambda path, _: group_of(path), params)
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: group_of(path) for path in flat})
 
 
 def split_frozen(params: Params, freeze: bool) -> tuple[Params, Params]:
@@ -91,8 +92,8 @@ def merge(trainable: Params, frozen: Params) -> Params:
 
 def adam(
     labels: Params,
-    lr: Float[Array, "3"],
-    beta1: Float[Array, ""],
+    lr: Float[Array | np.ndarray, "3"],
+    beta1: Float[ArrayLike, ""],
     weight_decay: float,
     beta2: float = 0.99,
     eps: float = 1e-8,

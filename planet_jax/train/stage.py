@@ -83,10 +83,23 @@ class Stage:
         """The pmapped logits; see `steps.make_predict_step`."""
         return make_predict_step(self.model)
 
-    @property
+    @functools.cached_property
+    def first_epoch(self) -> int:
+        """Epochs are numbered along the chain of stages: each draws order, augmentation and dropout
+        of its own, where a count from 0 would give every stage the same again."""
+        own = checkpoint.read_meta(Path(self.config.workdir), "latest")
+        if own:
+            return own["first_epoch"]
+        if not self.config.init_from:
+            return 0
+        before = checkpoint.read_meta(Path(self.config.init_from), "latest")
+        return before["first_epoch"] + before["config"]["train.epochs"] if before else 0
+
+    @functools.cached_property
     def dropout_key(self) -> Key[Array, ""]:
-        """The run's key, into which the step folds its number."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(b"dropout"))
+        """The stage's key, into which the step folds its number."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(b"dropout"))
+        return jax.random.fold_in(key, self.first_epoch)
 
     def start_state(self) -> TrainState:
         """The state before the first step: weights of `init_from`, or of `model.weights`."""
@@ -129,6 +142,7 @@ class Stage:
             epochs=epochs or self.config.train.epochs,
             seed=self.config.seed,
             augment=augment if augment.pop("on") else None,
+            first_epoch=self.first_epoch,
             first_step=first_step,
             share=host_share(),
             threads=data.threads,
@@ -160,7 +174,7 @@ class Stage:
         what: str,
     ) -> Float[np.ndarray, "n classes"]:
         """Logits of the n chips in padded `batches`; the device works while the next is made."""
-        parts: list[Array] = []
+        parts: list[Array | np.ndarray] = []
         batch_size = self.config.data.batch_size
         with progress(what, n, "chips") as advance:
             for batch in batches:

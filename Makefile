@@ -1,0 +1,34 @@
+# Every target sets itself up: .venv is made from pyproject.toml and constraints.txt, and made anew
+# only when one of them changes.
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p))))
+BIN = .venv/bin
+
+.PHONY: demo test test-all lint setup clean
+
+demo: setup
+	@$(BIN)/python -m planet_jax.main journey --config configs/demo.py
+
+test: setup
+	@$(BIN)/python -m pytest
+
+test-all: lint
+	@$(BIN)/python -m pytest -m ""
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python here; install Python 3.11, 3.12 or 3.13" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "make: $(PYTHON) is not 3.11 to 3.13; install one, or name it: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
+	@echo "make: installing into .venv (once; a few minutes)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,724 @@
+"""The real kaggle package against a stand-in of Kaggle on this machine, with tiny archives."""
+
+import errno
+import http.server
+import importlib
+import io
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import types
+import urllib.parse
+import zipfile
+from pathlib import Path
+
+import kagglesdk.kaggle_env
+import pytest
+
+from planet_jax.data import competition
+from planet_jax.errors import BadInput
+
+py7zr = pytest.importorskip("py7zr")
+
+SLUG = "planet-understanding-the-amazon-from-space"
+MIRROR = "someone/planet"
+TRAIN = {f"train_{i}.jpg": random.Random(i).randbytes(300) for i in range(8)}
+TEST = {f"test_{i}.jpg": b"t%d" % i for i in range(4)}
+ADDITIONAL = {f"file_{i}.jpg": b"f%d" % i for i in range(3)}
+
+
+def table(chips):
+    return ("image_name,tags\n" + "".join(f"{n[:-4]},clear primary\n" for n in chips)).encode()
+
+
+def tar_of(members, kind=tarfile.REGTYPE, link=""):
+    """A tar of {path: content}; None is a folder."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, content in members.items():
+            info = tarfile.TarInfo(path)
+            info.type = kind if content is not None else tarfile.DIRTYPE
+            info.linkname = link
+            info.size = len(content or b"") if info.isreg() else 0
+            tar.addfile(info, io.BytesIO(content or b""))
+    return buffer.getvalue()
+
+
+def seven_of(files):
+    buffer = io.BytesIO()
+    with py7zr.SevenZipFile(
+        buffer, "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 0}]
+    ) as seven:
+        for name, content in files.items():
+            seven.writestr(content, name)
+    return buffer.getvalue()
+
+
+def archive_of(folder, chips):
+    members = {folder: None} | {f"{folder}/{name}": chip for name, chip in chips.items()}
+    return seven_of({f"{folder}.tar": tar_of(members)})
+
+
+def zip_of(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    return buffer.getvalue()
+
+
+FILES_OF_2017 = {
+    "sample_submission_v2.csv.zip": zip_of(
+        {"sample_submission_v2.csv": table(TEST | ADDITIONAL), "__MACOSX/._x.csv": b""}
+    ),
+    "test-jpg-additional.tar.7z": archive_of("test-jpg-additional", ADDITIONAL),
+    "test-jpg.tar.7z": archive_of("test-jpg", TEST),
+    "train-jpg.tar.7z": archive_of("train-jpg", TRAIN),
+    "train_v2.csv.zip": zip_of({"train_v2.csv": table(TRAIN)}),
+}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Lists and redirects as Kaggle does, and serves as the storage that it redirects to."""
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, code, body=b"{}", **headers):
+        self.send_response(code)
+        headers = {"Content-Type": "application/json", "Content-Length": len(body)} | headers
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        kaggle = self.server
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        call = self.path.rsplit("/", 1)[1]
+        kaggle.calls.append((call, request.get("fileName", "")))
+        code, message = kaggle.refuse.get(call, (200, ""))
+        if code != 200:
+            return self.answer(code, json.dumps({"code": code, "message": message}).encode())
+        if call == "IntrospectToken":
+            return self.answer(200, b'{"active": true, "username": "me"}')
+        if call in kaggle.odd:
+            return self.answer(200, b"<html>sign in</html>", Content_Type="text/html")
+        source = (
+            request.get("competitionName") or f"{request['ownerSlug']}/{request['datasetSlug']}"
+        )
+        files = kaggle.sources.get(source)
+        if files is None:
+            return self.answer(404, b'{"code": 404, "message": "Not found"}')
+        if call.startswith("List"):
+            return self.list(files, request)
+        name = request.get("fileName", "")
+        if name in kaggle.gone:
+            return self.answer(404, b'{"code": 404, "message": "Not found"}')
+        where = urllib.parse.quote(f"/storage/{source}/{name or '*archive.zip'}")
+        return self.answer(302, b"", Location=f"{kaggle.url}{where}?signature=1")
+
+    def list(self, files, request):
+        size, start = min(request["pageSize"], self.server.page), int(request.get("pageToken") or 0)
+        rows = [
+            {"name": name, "totalBytes": self.server.sizes.get(name, len(content))}
+            for name, content in sorted(files.items())[start : start + size]
+        ]
+        more = {"nextPageToken": str(start + size)} if start + size < len(files) else {}
+        kind = "files" if "competitionName" in request else "datasetFiles"
+        self.answer(200, json.dumps({kind: rows, **more}).encode())
+
+    def do_GET(self):
+        kaggle = self.server
+        path = urllib.parse.unquote(self.path.split("?")[0]).removeprefix("/storage/")
+        source = next(s for s in kaggle.sources if path.startswith(s))
+        name = path.removeprefix(f"{source}/")
+        content = kaggle.served.get(name) or kaggle.sources[source].get(name)
+        if name == "*archive.zip":
+            content = zip_of(kaggle.sources[source])
+        tag = f'"{hash(content)}"'
+        start = 0
+        if "Range" in self.headers and self.headers.get("If-Range", tag) == tag:
+            start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+        kaggle.gets.append((name, start))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", tag)
+        self.send_header("Last-Modified", "Thu, 20 Apr 2017 10:00:00 GMT")
+        self.end_headers()
+        stop = len(content)
+        if kaggle.breaks:
+            kaggle.breaks -= 1
+            stop = start + (stop - start) // 2
+        for at in range(start, stop, 2**14):
+            try:
+                self.wfile.write(content[at : min(at + 2**14, stop)])
+            except OSError:  # the client has been killed, or asks again with a range
+                return
+            time.sleep(kaggle.delay)
+
+
+class Kaggle(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.sources = {SLUG: dict(FILES_OF_2017)}
+        self.refuse, self.served, self.sizes, self.gone, self.odd = {}, {}, {}, set(), set()
+        self.calls, self.gets = [], []
+        self.page, self.delay, self.breaks = 200, 0.0, 0
+
+
+@pytest.fixture
+def kaggle(monkeypatch, tmp_path):
+    """A Kaggle of our own, and credentials for it."""
+    server = Kaggle()
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
+    thread.start()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
+    monkeypatch.setenv("KAGGLE_USERNAME", "me")
+    monkeypatch.setenv("KAGGLE_KEY", "secret")
+    prod = kagglesdk.kaggle_env.KaggleEnv.PROD
+    monkeypatch.setitem(kagglesdk.kaggle_env._env_to_endpoint, prod, server.url)
+    # Not `import ... as`, since kaggle.api is also the name of an object.
+    package = importlib.import_module("kaggle.api.kaggle_api_extended")
+    monkeypatch.setattr(package.KaggleApi, "config", str(tmp_path / "home" / "kaggle.json"))
+    quick = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
+    monkeypatch.setattr(package, "time", quick)  # it waits 2 s and more before it tries again
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def tree(root):
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in Path(root).rglob("*")
+        if path.is_file()
+    }
+
+
+def in_folder(folder, chips):
+    return {f"{folder}/{name}": chip for name, chip in chips.items()}
+
+
+WHOLE = {"train_v2.csv": table(TRAIN)} | in_folder("train-jpg", TRAIN)
+WHOLE_TEST = {
+    **WHOLE,
+    "sample_submission_v2.csv": table(TEST | ADDITIONAL),
+    **in_folder("test-jpg", TEST),
+    **in_folder("test-jpg-additional", ADDITIONAL),
+}
+
+
+def refused(root, **options):
+    """The one line of a run that ends in BadInput."""
+    with pytest.raises(BadInput) as caught:
+        competition.fetch(root, **options)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_train_only(kaggle, tmp_path, capsys):
+    root = tmp_path / "new" / "planet"
+    competition.fetch(root)
+    assert tree(root) == WHOLE
+    assert {name for name, _ in kaggle.gets} == {"train_v2.csv.zip", "train-jpg.tar.7z"}
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "downloading train-jpg.tar.7z" in err
+    assert "unpacking train-jpg: 8/8 chips" in err
+    assert not list(root.glob(".*"))
+
+
+def test_with_test_chips_then_nothing_to_do(kaggle, tmp_path):
+    competition.fetch(tmp_path, test=True)
+    assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("home")} == WHOLE_TEST
+    calls = len(kaggle.calls)
+    competition.fetch(tmp_path, test=True)
+    assert len(kaggle.calls) == calls
+
+
+def test_downloads_only_what_is_missing(kaggle, tmp_path):
+    root = tmp_path / "planet"
+    competition.fetch(root)
+    kaggle.gets.clear()
+    shutil.rmtree(root / "train-jpg")
+    competition.fetch(root)
+    assert tree(root) == WHOLE
+    assert {name for name, _ in kaggle.gets} == {"train-jpg.tar.7z"}
+
+
+@pytest.mark.parametrize(
+    ("csv", "inside"),
+    [
+        ("train_v2.csv/train_v2.csv", None),
+        ("train_v2.csv/train_v2.csv.zip", "train_v2.csv"),
+        ("train_v2.csv", None),
+        ("train_v2.csv", "train_v2.csv"),  # zipped on its way
+        ("planet/train_v2.csv.zip", "planet/train_v2.csv"),
+    ],
+)
+@pytest.mark.parametrize("page", [1, 200])
+def test_spellings(kaggle, tmp_path, csv, inside, page):
+    files = dict(FILES_OF_2017)
+    del files["train_v2.csv.zip"]
+    files["train-jpg.tar.7z/train-jpg.tar"] = tar_of(in_folder("./train-jpg", TRAIN))
+    del files["train-jpg.tar.7z"]
+    files[csv] = table(TRAIN) if inside is None else zip_of({inside: table(TRAIN)})
+    kaggle.sources[SLUG], kaggle.page = files, page
+    competition.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+def loose(root="planet/planet"):
+    """The mirrors that there are hold loose chips, since Kaggle unpacks what one uploads."""
+    return {f"{root}/{path}": content for path, content in WHOLE_TEST.items()}
+
+
+@pytest.mark.parametrize("chips_are", ["not listed", "listed and gone"])
+@pytest.mark.parametrize("mirror_is", ["archives", "loose"])
+def test_mirror(kaggle, tmp_path, capsys, chips_are, mirror_is):
+    names = {name for name in FILES_OF_2017 if name.endswith("7z")}
+    if chips_are == "not listed":
+        csvs = {n: c for n, c in FILES_OF_2017.items() if n not in names}
+        kaggle.sources[SLUG] = csvs
+    else:
+        kaggle.gone = names
+    assert "data.kaggle_mirror" in refused(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == {"train_v2.csv": table(TRAIN)}
+    kaggle.gone = set()
+    kaggle.sources[SLUG] = {n: c for n, c in FILES_OF_2017.items() if n not in names}
+    kaggle.sources[MIRROR] = dict(FILES_OF_2017) if mirror_is == "archives" else loose()
+    competition.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
+    assert tree(tmp_path / "planet") == WHOLE_TEST
+    assert not (tmp_path / "planet" / ".downloads").exists()
+    assert "train-jpg.tar.7z" in capsys.readouterr().err
+    if mirror_is == "loose":
+        assert [name for name, _ in kaggle.gets].count("*archive.zip") == 1
+
+
+def test_competition_of_loose_chips(kaggle, tmp_path):
+    kaggle.sources[SLUG] = loose("data")
+    competition.fetch(tmp_path / "planet", test=True)
+    assert tree(tmp_path / "planet") == WHOLE_TEST
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_mirror_alone_has_everything(kaggle, tmp_path, code):
+    kaggle.refuse["ListDataFiles"] = (code, "no")
+    kaggle.sources[MIRROR] = loose()
+    competition.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
+    assert tree(tmp_path / "planet") == WHOLE_TEST
+
+
+def test_long_listings_are_not_read_to_the_end(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr(competition, "MANY", 4)
+    kaggle.page = 2
+    kaggle.sources[SLUG] = {}
+    kaggle.sources[MIRROR] = loose()
+    competition.fetch(tmp_path / "planet", mirror=MIRROR)
+    assert tree(tmp_path / "planet") == WHOLE
+    assert [call for call, _ in kaggle.calls].count("ListDatasetFiles") == 2
+
+
+@pytest.mark.parametrize("by_hand", ["7z", "tar", "zip", "folder", "7z and csv.zip"])
+def test_files_placed_by_hand(kaggle, tmp_path, by_hand):
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    match by_hand:
+        case "7z":
+            (root / "train-jpg.tar.7z").write_bytes(archive_of("train-jpg", TRAIN))
+        case "tar":
+            (root / "train-jpg.tar").write_bytes(tar_of(in_folder("train-jpg", TRAIN)))
+        case "zip":
+            (root / "train-jpg.zip").write_bytes(zip_of(in_folder("train-jpg", TRAIN)))
+        case "folder":
+            (root / "train-jpg").mkdir()
+            for name, chip in TRAIN.items():
+                (root / "train-jpg" / name).write_bytes(chip)
+        case _:
+            (root / "train_v2.csv").unlink()
+            (root / "train_v2.csv.zip").write_bytes(zip_of({"train_v2.csv": table(TRAIN)}))
+            (root / "train-jpg.tar.7z").write_bytes(archive_of("train-jpg", TRAIN))
+    before = tree(root)
+    competition.fetch(root)
+    assert tree(root) == before | WHOLE  # the archive stays
+    assert kaggle.calls == []
+
+
+def test_all_test_chips_in_one_folder_by_hand(kaggle, tmp_path):
+    root = tmp_path / "planet"
+    for path, content in WHOLE_TEST.items():
+        file = root / path.replace("test-jpg-additional", "test-jpg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    before = tree(root)
+    competition.fetch(root, test=True)
+    assert tree(root) == before
+    assert kaggle.calls == []
+
+
+def test_incomplete_folder_by_hand(kaggle, tmp_path):
+    root = tmp_path / "planet"
+    competition.fetch(root)
+    for i in (1, 3, 4, 5, 6):
+        (root / "train-jpg" / f"train_{i}.jpg").unlink()
+    line = refused(root)
+    assert "5 of the CSV's 8 chips are missing (train_1.jpg, train_3.jpg, train_4.jpg and 2" in line
+    assert "delete it" in line
+    assert len(tree(root)) == 4  # what is there is the user's
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "expected"),
+    [
+        ("ListDataFiles", 401, "set KAGGLE_API_TOKEN"),
+        ("ListDataFiles", 403, f"accept the rules at https://www.kaggle.com/c/{SLUG}/rules"),
+        ("ListDataFiles", 404, f"Kaggle has no {SLUG}"),
+        ("ListDataFiles", 429, "later"),
+        ("ListDataFiles", 500, "later"),
+        ("DownloadDataFile", 401, "set KAGGLE_API_TOKEN"),
+        ("DownloadDataFile", 403, f"accept the rules at https://www.kaggle.com/c/{SLUG}/rules"),
+        ("DownloadDataFile", 404, "Kaggle has no train_v2.csv.zip"),
+        ("DownloadDataFile", 503, "later"),
+    ],
+)
+def test_refusals(kaggle, tmp_path, call, code, expected):
+    kaggle.refuse[call] = (code, "You must accept\nthis competition's rules")
+    assert expected in refused(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == {}
+    kaggle.refuse.clear()
+    competition.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+def test_private_mirror(kaggle, tmp_path):
+    kaggle.sources[SLUG] = {}
+    kaggle.refuse["ListDatasetFiles"] = (403, "no")
+    line = refused(tmp_path / "planet", mirror=MIRROR)
+    assert f"refuses {MIRROR} (403): see https://www.kaggle.com/datasets/{MIRROR}" in line
+
+
+@pytest.mark.parametrize("call", ["ListDataFiles"])
+def test_sign_in_page_for_an_answer(kaggle, tmp_path, call):
+    kaggle.odd.add(call)
+    assert "something odd" in refused(tmp_path / "planet")
+
+
+def test_no_credentials(kaggle, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("KAGGLE_KEY")
+    assert "no Kaggle credentials" in refused(tmp_path / "planet")
+    assert capsys.readouterr().out == ""
+    assert kaggle.calls == []
+
+
+def test_access_token(kaggle, tmp_path, monkeypatch):
+    monkeypatch.delenv("KAGGLE_KEY")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_secret")
+    competition.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+    kaggle.refuse["IntrospectToken"] = (404, "expired")
+    assert "no Kaggle credentials, or expired" in refused(tmp_path / "other")
+
+
+def test_network_down(kaggle, tmp_path, monkeypatch):
+    prod = kagglesdk.kaggle_env.KaggleEnv.PROD
+    monkeypatch.setitem(kagglesdk.kaggle_env._env_to_endpoint, prod, "http://127.0.0.1:9")
+    assert "the network or Kaggle is down" in refused(tmp_path / "planet")
+    assert not (tmp_path / "planet").exists()
+
+
+@pytest.mark.parametrize("options", [{"competition": "../up"}, {"competition": ""}])
+@pytest.mark.parametrize("mirror", ["", "slug", "a/b/c", "https://x/y", "a/..", "../a"])
+def test_bad_knobs(tmp_path, options, mirror):
+    refused(tmp_path, mirror=mirror, **options)
+    if mirror:
+        assert "data.kaggle_mirror" in refused(tmp_path, mirror=mirror)
+
+
+def big(kaggle):
+    """An archive of several of the 1 MB pieces in which the kaggle package writes."""
+    chips = TRAIN | {"train_0.jpg": random.Random(0).randbytes(5 * 2**20)}
+    kaggle.sources[SLUG]["train-jpg.tar.7z"] = archive_of("train-jpg", chips)
+    return {"train_v2.csv": table(TRAIN)} | in_folder("train-jpg", chips)
+
+
+def test_broken_connection_is_continued_by_the_package(kaggle, tmp_path):
+    whole = big(kaggle)
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    kaggle.breaks = 2
+    competition.fetch(root)
+    assert tree(root) == whole
+    assert [start for _, start in kaggle.gets][1] > 2**20
+
+
+def test_connection_that_stays_broken_is_continued_by_the_next_run(kaggle, tmp_path):
+    whole = big(kaggle)
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    kaggle.breaks = 6
+    assert "run again to continue" in refused(root)
+    assert not (root / "train-jpg").exists()
+    kaggle.gets.clear()
+    competition.fetch(root)
+    assert tree(root) == whole
+    assert kaggle.gets[-1][1] > 2**20
+
+
+def test_part_of_another_version_is_not_continued(kaggle, tmp_path):
+    big(kaggle)
+    kaggle.breaks = 7
+    refused(tmp_path / "planet")
+    kaggle.sources[SLUG] = dict(FILES_OF_2017)
+    competition.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+def test_listed_size_differs(kaggle, tmp_path):
+    kaggle.sizes["train-jpg.tar.7z"] = 10
+    assert "10 are listed" in refused(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == {"train_v2.csv": table(TRAIN)}
+
+
+@pytest.mark.parametrize("free", [0, 1000, 8000])
+def test_disk_too_small(kaggle, tmp_path, monkeypatch, free):
+    usage = types.SimpleNamespace(free=free)
+    monkeypatch.setattr(competition.shutil, "disk_usage", lambda path: usage)
+    root = tmp_path / "planet"
+    line = refused(root)
+    assert "0.00 GB are free" in line
+    assert "choose another folder" in line
+    assert not (root / "train-jpg").exists()
+    monkeypatch.undo()
+
+
+def test_disk_full_on_the_way(kaggle, tmp_path, monkeypatch):
+    root = tmp_path / "planet"
+
+    def extract(self, member, out, filter):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", extract)
+    assert "No space left on device" in refused(root)
+    assert set(tree(root)) == {"train_v2.csv", ".downloads/train-jpg.tar.7z"}
+    assert [path.name for path in root.iterdir() if ".tmp" in path.name] == []
+
+
+def test_root_is_a_file(kaggle, tmp_path):
+    (tmp_path / "planet").write_text("")
+    assert "choose another folder" in refused(tmp_path / "planet")
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
+
+
+GOOD = archive_of("train-jpg", TRAIN)
+
+
+def hostile(path, kind=tarfile.REGTYPE, link=""):
+    """A right archive but for its last entry."""
+    chips = tar_of(in_folder("train-jpg", TRAIN))
+    end = 1024 * len(TRAIN)  # a header and a chip of less than 512 bytes
+    return seven_of({"train-jpg.tar": chips[:end] + tar_of({path: b"x"}, kind, link)})
+
+
+BAD_ARCHIVES = {
+    "empty": (b"", "chips are missing|damaged"),
+    "text": (b"<html>sign in</html>" * 100, "damaged"),
+    "cut": (GOOD[:-200], "damaged"),
+    "damaged": (flipped(GOOD, len(GOOD) // 2), "damaged"),
+    "damaged header": (flipped(GOOD, 20), "damaged"),
+    "no tar": (seven_of({"readme.txt": b"x"}), "one .tar was expected"),
+    "two tars": (seven_of({"a.tar": tar_of({}), "b.tar": tar_of({})}), "one .tar was expected"),
+    "no real tar": (seven_of({"train-jpg.tar": b"x" * 2000}), "damaged"),
+    "cut tar": (
+        seven_of({"train-jpg.tar": tar_of(in_folder("train-jpg", TRAIN))[:2100]}),
+        "missing|damaged",
+    ),
+    "other archive": (archive_of("test-jpg", TEST), "only train-jpg"),
+    "too few": (
+        archive_of("train-jpg", dict(list(TRAIN.items())[:6])),
+        r"2 of the CSV's 8 chips are missing \(train_6.jpg, train_7.jpg\)",
+    ),
+    "up": (hostile("train-jpg/../../evil.jpg"), "only train-jpg"),
+    "up at once": (hostile("../evil.jpg"), "only train-jpg"),
+    "dots": (hostile("train-jpg/.."), "only train-jpg"),
+    "absolute": (hostile("/tmp/evil.jpg"), "only train-jpg"),
+    "deeper": (hostile("train-jpg/deep/evil.jpg"), "only train-jpg"),
+    "symlink": (hostile("train-jpg/evil.jpg", tarfile.SYMTYPE, "/etc/passwd"), "only train-jpg"),
+    "folder link": (hostile("train-jpg", tarfile.SYMTYPE, "/tmp"), "only train-jpg"),
+    "hard link": (hostile("train-jpg/evil.jpg", tarfile.LNKTYPE, "/etc/passwd"), "only train-jpg"),
+    "device": (hostile("train-jpg/evil.jpg", tarfile.CHRTYPE), "only train-jpg"),
+    "pipe": (hostile("train-jpg/evil.jpg", tarfile.FIFOTYPE), "only train-jpg"),
+    "zip up": (zip_of({"train-jpg/../evil.jpg": b"x"}), "leave the folder"),
+    "zip absolute": (zip_of({"/train-jpg/evil.jpg": b"x"}), "leave the folder"),
+    "other zip": (zip_of({"readme.txt": b"x"}), "8 of the CSV's 8"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_ARCHIVES)
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_bad_archives(kaggle, tmp_path, which, by_hand):
+    content, expected = BAD_ARCHIVES[which]
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    left = {"train_v2.csv": table(TRAIN)}
+    if by_hand:
+        (root / "train-jpg.tar.7z").write_bytes(content)
+        left["train-jpg.tar.7z"] = content
+    else:
+        kaggle.sources[SLUG]["train-jpg.tar.7z"] = content
+        if not content:
+            kaggle.served["train-jpg.tar.7z"] = b" "
+    line = refused(root)
+    assert re.search(expected, line)
+    assert ("replace it" if by_hand else "run again") in line
+    assert tree(root) == left
+    assert not list(tmp_path.rglob("evil*"))
+    assert {path.name for path in root.iterdir()} - {".downloads"} == set(left)
+
+
+def test_symlinked_tar_in_the_7z(kaggle, tmp_path):
+    (tmp_path / "outside.tar").write_bytes(tar_of(in_folder("train-jpg", TRAIN)))
+    (tmp_path / "train-jpg.tar").symlink_to("outside.tar")
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    with py7zr.SevenZipFile(root / "train-jpg.tar.7z", "w") as seven:
+        seven.write(tmp_path / "train-jpg.tar", "train-jpg.tar")
+    assert "one .tar was expected" in refused(root)
+
+
+def test_macos_files_are_left_out(kaggle, tmp_path):
+    extra = {"._train-jpg": b"x", "train-jpg/._train_0.jpg": b"x", "train-jpg/.DS_Store": b"x"}
+    content = seven_of({"train-jpg.tar": tar_of(extra | in_folder("train-jpg", TRAIN))})
+    kaggle.sources[SLUG]["train-jpg.tar.7z"] = content
+    competition.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flipped_bytes(tmp_path, seed):
+    """Whatever byte is wrong, the run says so in one line or the chips are right."""
+    rng = random.Random(seed)
+    content = GOOD
+    for _ in range(rng.choice([1, 1, 5, 50])):
+        near_header = rng.randrange(40) if seed % 3 == 0 else -1 - rng.randrange(120)
+        content = flipped(content, near_header if seed % 3 else rng.randrange(len(content)))
+    (tmp_path / "train_v2.csv").write_bytes(table(TRAIN))
+    (tmp_path / "train-jpg.tar.7z").write_bytes(content)
+    try:
+        competition.fetch(tmp_path)
+    except BadInput:
+        assert not (tmp_path / "train-jpg").exists()
+    else:
+        assert tree(tmp_path) == WHOLE | {"train-jpg.tar.7z": content}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "no table"),
+        (b"image_name,tags\n", "no table"),
+        (b"<html>sign in</html>", "no table"),
+        (b"a,b\n1,2\n", "no table"),
+        (b"image_name,tags\ntrain_0\n", "no table"),
+        (b"image_name,tags\n\xff\xfe,clear\n", "damaged"),
+        (zip_of({"other.csv": b"x"}), "train_v2.csv was expected"),
+        (zip_of({"train_v2.csv": b"x,y"}), "no table"),
+        (flipped(zip_of({"train_v2.csv": table(TRAIN)}), 60), "damaged"),
+    ],
+)
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_bad_tables(kaggle, tmp_path, content, expected, by_hand):
+    root = tmp_path / "planet"
+    root.mkdir()
+    if by_hand:
+        (root / "train_v2.csv.zip").write_bytes(content)
+    else:
+        kaggle.sources[SLUG]["train_v2.csv.zip"] = content
+        if not content:
+            kaggle.served["train_v2.csv.zip"] = b" "
+    assert expected in refused(root)
+    assert not (root / "train_v2.csv").exists()
+
+
+def test_bad_table_by_hand(kaggle, tmp_path):
+    (tmp_path / "train_v2.csv").write_bytes(b"a,b\n1,2\n")
+    line = refused(tmp_path)
+    assert "train_v2.csv" in line
+    assert "replace it" in line
+
+
+CHILD = """
+import pathlib, sys
+import kagglesdk.kaggle_env as env
+env._env_to_endpoint[env.KaggleEnv.PROD] = sys.argv[1]
+from kaggle.api.kaggle_api_extended import KaggleApi
+import py7zr
+from planet_jax.data import competition
+print("go", flush=True)
+competition.fetch(pathlib.Path(sys.argv[2]))
+"""
+
+
+def killed_after(kaggle, root, seconds):
+    """Runs fetch in a process of its own, and kills it."""
+    command = [sys.executable, "-c", CHILD, kaggle.url, str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"go\n"
+        time.sleep(seconds)
+        child.send_signal(signal.SIGKILL)
+        _, err = child.communicate()
+    assert child.returncode in (0, -signal.SIGKILL), err.decode()
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"),
+    [
+        *((seed, 2) for seed in range(2)),
+        *(pytest.param(seed, 3, marks=pytest.mark.slow) for seed in range(10, 40)),
+    ],
+)
+def test_killed_at_any_moment(kaggle, tmp_path, seed, kills):
+    """About 0.5 s of downloading and 0.5 s of unpacking, cut short again and again."""
+    rng = random.Random(seed)
+    chips = {f"train_{i}.jpg": rng.randbytes(1000) for i in range(3000)}
+    kaggle.sources[SLUG] = {
+        "train-jpg.tar.7z": archive_of("train-jpg", chips),
+        "train_v2.csv.zip": zip_of({"train_v2.csv": table(chips)}),
+    }
+    kaggle.delay = 0.002
+    whole = {"train_v2.csv": table(chips)} | in_folder("train-jpg", chips)
+    root = tmp_path / "planet"
+    for _ in range(kills):
+        killed_after(kaggle, root, rng.uniform(0, 1.1))
+        found = tree(root)
+        if (root / "train-jpg").exists():  # then it is whole
+            assert {k: v for k, v in found.items() if k[0] != "."} == whole
+    competition.fetch(root)
+    assert tree(root) == whole
+    assert not list(root.glob(".*"))

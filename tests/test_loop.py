@@ -1,0 +1,188 @@
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, write_chips
+
+from planet_jax import commands
+from planet_jax.config import get_config
+from planet_jax.errors import BadInput, RunFailed
+from planet_jax.train import checkpoint
+
+LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips to train on, 4 to validate: 5 steps an epoch
+
+
+def small_config(folder, **knobs):
+    config = get_config()
+    config.workdir = str(folder / "run")
+    config.data.root = str(folder / "root")
+    config.data.cache = str(folder / "cache")
+    config.data.size, config.data.batch_size = 32, 4
+    config.model.weights = "random"
+    config.train.epochs = 2
+    config.update_from_flattened_dict(knobs)
+    if not (folder / "root").exists():
+        write_chips(folder / "root", LABELS)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of two epochs, its folder and its config."""
+    folder = tmp_path_factory.mktemp("loop")
+    config = small_config(folder)
+    commands.train(config)
+    return folder, config
+
+
+def test_the_run_folder_is_as_designed(trained):
+    folder, config = trained
+    run = folder / "run"
+    steps, history = pd.read_csv(run / "steps.csv"), pd.read_csv(run / "history.csv")
+    assert list(steps.columns[:9]) == [
+        "step", "loss", "smooth_loss", "lr_group0", "lr_group1", "lr_group2", "beta1",
+        "images_per_second", "input_wait",
+    ]  # fmt: skip
+    assert list(history.columns) == [
+        "epoch", "train_loss", "valid_loss", "accuracy_thresh", "fbeta", "time",
+    ]  # fmt: skip
+    assert steps["step"].tolist() == list(range(10))
+    assert history["epoch"].tolist() == [0, 1]
+    assert history["train_loss"].tolist() == steps["smooth_loss"].iloc[[4, 9]].tolist()
+    assert steps["lr_group2"].iloc[0] == pytest.approx(2e-2 / 25)
+    assert steps["lr_group2"].max() == pytest.approx(2e-2)
+    assert (run / "history.png").exists()
+    assert (run / "config.json").exists()
+    assert not [path for path in run.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(trained, capsys):
+    folder, config = trained
+    before = (folder / "run" / "steps.csv").read_bytes()
+    commands.train(config)
+    assert "this run is finished" in capsys.readouterr().out
+    assert (folder / "run" / "steps.csv").read_bytes() == before
+
+
+def test_other_knobs_or_a_second_process_are_refused(trained):
+    folder, config = trained
+    with pytest.raises(BadInput, match=r"optim\.weight_decay was 0\.01 and is 0\.02"):
+        commands.train(small_config(folder, **{"optim.weight_decay": 0.02}))
+    with (
+        commands._only_process_in(folder / "run"),
+        pytest.raises(BadInput, match="another process"),
+    ):
+        commands.train(config)
+
+
+def test_evaluate_scores_the_checkpoint_exactly(trained, capsys):
+    folder, config = trained
+    config = small_config(folder, checkpoint="latest")
+    commands.evaluate(config)
+    history = pd.read_csv(folder / "run" / "history.csv").iloc[-1]
+    scores = pd.read_json(folder / "run" / "metrics.json", typ="series")
+    for name in ("valid_loss", "accuracy_thresh", "fbeta"):
+        assert scores[name] == pytest.approx(history[name], rel=1e-6)
+    assert "best constant prediction" in capsys.readouterr().out
+
+
+def test_predict_writes_tags_and_probabilities(trained):
+    folder, config = trained
+    config = small_config(folder, **{"predict.folder": str(folder / "root" / "train-jpg")})
+    commands.predict(config)
+    table = pd.read_csv(folder / "run" / "predictions.csv", keep_default_na=False)
+    assert list(table.columns) == ["image_name", "tags", "a", "b", "c"]
+    assert sorted(table["image_name"]) == sorted(f"chip{i}" for i in range(len(LABELS)))
+    for row in table.itertuples():
+        assert row.tags == " ".join(c for c in "abc" if getattr(row, c) > 0.2)
+
+
+def test_the_next_stage_starts_from_the_last_weights_at_another_size(trained):
+    folder, config = trained
+    chained = small_config(
+        folder, init_from=config.workdir, workdir=str(folder / "next"),
+        **{"data.size": 64, "optim.freeze": False},
+    )  # fmt: skip
+    stage = commands._stage(chained)
+    state = stage.start_state()
+    saved, _ = checkpoint.read_weights(folder / "run", "latest")
+    for name, leaf in checkpoint.to_host(state.variables).items():
+        np.testing.assert_array_equal(leaf, saved[name])
+    assert int(state.step) == 0
+    assert not any(np.asarray(m).any() for m in checkpoint.to_host(state.opt_state).values())
+    other = small_config(folder, init_from=config.workdir, workdir=str(folder / "other"))
+    other.data.root = str(write_chips(folder / "renamed", [t.replace("c", "d") for t in LABELS]))
+    with pytest.raises(BadInput, match=r"another vocabulary than .* differ in: c, d"):
+        commands._stage(other).start_state()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = small_config(tmp_path, **{"optim.lr": (1e25,), "train.save_every": 1})
+    with pytest.raises(RunFailed, match=r"is not finite at step \d; .* is kept"):
+        commands.train(config)
+    weights, meta = checkpoint.read_weights(tmp_path / "run", "latest")
+    assert all(np.isfinite(leaf).all() for leaf in weights.values())
+    assert meta["step"] >= 1
+
+
+def start(config_file, *flags):
+    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "planet_jax.main", "train", "--config", str(config_file), *flags],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def kill_after(process, run, rows, how):
+    """Signals once steps.csv has so many rows."""
+    table = run / "steps.csv"
+    while process.poll() is None and (
+        not table.exists() or len(table.read_text().splitlines()) <= rows
+    ):
+        pass
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+def outcome(run):
+    steps = pd.read_csv(run / "steps.csv").drop(columns=["images_per_second", "input_wait"])
+    history = pd.read_csv(run / "history.csv").drop(columns="time")
+    with checkpoint.Checkpoints(run) as checkpoints:
+        step, items, _ = checkpoints.latest()
+    return steps, history, step, items
+
+
+def test_a_killed_run_ends_as_the_untouched_one(tmp_path):
+    """Bit for bit: every row, weight and moment; SIGTERM saves at once and ends with 143."""
+    small_config(tmp_path)
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from pathlib import Path\nimport sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from test_loop import small_config\n"
+        "def get_config():\n"
+        f"    return small_config(Path({str(tmp_path)!r}), **{{'train.save_every': 2}})\n"
+    )
+    for name in ("whole", "killed"):
+        if name == "killed":
+            run = tmp_path / name
+            kill_after(start(file, f"--config.workdir={run}"), run, 3, signal.SIGKILL)
+            process = start(file, f"--config.workdir={run}")
+            output = kill_after(process, run, 6, signal.SIGTERM)
+            assert process.returncode == 143, output
+            assert len(pd.read_csv(run / "steps.csv")) < 10
+        process = start(file, f"--config.workdir={tmp_path / name}")
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    (steps, history, step, items), other = (outcome(tmp_path / n) for n in ("whole", "killed"))
+    pd.testing.assert_frame_equal(steps, other[0], check_exact=True)
+    pd.testing.assert_frame_equal(history, other[1], check_exact=True)
+    assert step == other[2] == 10
+    for part, leaves in items.items():
+        for name, leaf in leaves.items():
+            np.testing.assert_array_equal(leaf, other[3][part][name])

@@ -1,0 +1,228 @@
+import itertools
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.numpy import save_file
+
+from planet_jax.errors import BadInput
+from planet_jax.model import classifier, imagenet
+from planet_jax.model.layers import BatchNorm, Conv, Dropout
+from planet_jax.model.resnet import ResNet50
+from planet_jax.model.summary import layer_table
+
+
+@needs_shared
+@pytest.mark.parametrize("size", [128, 256])
+def test_resnet50_is_torchvisions(formula_weights, size):
+    with np.load(SHARED / "reference" / "resnet50_torchvision.npz") as file:
+        expected = dict(file)
+    if f"logits_{size}" not in expected:
+        pytest.skip(f"the reference has no {size} px")
+    params, batch_stats = imagenet.from_torchvision(formula_weights)
+    x = np.random.default_rng(size).standard_normal((2, size, size, 3)).astype(np.float32)
+    variables = {"params": params, "batch_stats": batch_stats}
+    apply = jax.jit(
+        lambda variables, x: ResNet50().apply(
+            variables, x, train=False, capture_intermediates=_is_stage, mutable=["intermediates"]
+        )
+    )
+    features, captured = apply(variables, x)
+    np.testing.assert_allclose(
+        features, expected[f"layer4_{size}"], atol=1e-4 * np.abs(expected[f"layer4_{size}"]).max()
+    )
+    logits = features.mean((1, 2)) @ formula_weights["fc.weight"].T + formula_weights["fc.bias"]
+    scale = np.abs(expected[f"logits_{size}"]).max()
+    np.testing.assert_allclose(logits, expected[f"logits_{size}"], atol=1e-4 * scale)
+    for stage, last in (("layer1", 2), ("layer2", 3), ("layer3", 5)):
+        (output,) = captured["intermediates"][f"{stage}_{last}"]["__call__"]
+        assert output.shape == tuple(expected[f"{stage}_{size}_shape"])
+        for name, figure in (("mean", output.mean((1, 2))), ("std", output.std((1, 2)))):
+            wanted = expected[f"{stage}_{size}_{name}"]
+            np.testing.assert_allclose(figure, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def _is_stage(module, method):
+    return method == "__call__" and type(module).__name__ == "Bottleneck"
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [*itertools.product([1, 3, 7], [1, 2])])
+def test_convolution_and_its_gradients_are_xlas(kernel, stride):
+    """Whatever the CPU does for speed, against the plain convolution."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 9, 8, 5)).astype(np.float32)
+    w = rng.standard_normal((kernel, kernel, 5, 6)).astype(np.float32)
+    pad = (kernel - 1) // 2
+
+    def ours(x, w):
+        return Conv(6, kernel, stride).apply({"params": {"kernel": w}}, x)
+
+    def plain(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def value_and_gradients(f):
+        out = f(x, w)
+        ct = rng_like(out)
+        return out, *jax.vjp(f, x, w)[1](ct)
+
+    def rng_like(out):
+        return np.random.default_rng(1).standard_normal(out.shape).astype(np.float32)
+
+    for a, b in zip(value_and_gradients(ours), value_and_gradients(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_is_torchs():
+    """Biased variance normalises, the unbiased one is kept, in torch's momentum of 0.1."""
+    rng = np.random.default_rng(0)
+    x = (3 + 2 * rng.standard_normal((6, 2, 2, 4))).astype(np.float32)
+    variables = {
+        "params": {"scale": rng.random(4), "bias": rng.random(4)},
+        "batch_stats": {"mean": rng.random(4), "var": rng.random(4)},
+    }
+    norm = BatchNorm()
+    out, changed = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat = x.reshape(-1, 4).astype(np.float64)
+    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
+    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * scale + bias
+    np.testing.assert_allclose(out.reshape(-1, 4), expected, rtol=1e-4, atol=1e-5)
+    old = variables["batch_stats"]
+    new = changed["batch_stats"]
+    np.testing.assert_allclose(new["mean"], 0.9 * old["mean"] + 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+    scored = norm.apply(variables, x, train=False)
+    expected = (x - old["mean"]) / np.sqrt(old["var"] + 1e-5) * scale + bias
+    np.testing.assert_allclose(scored, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_head_is_the_formula_in_numpy():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 2, 2048)).astype(np.float32)
+    head = classifier.Head(17)
+    variables = head.init(jax.random.key(0), x, train=False, places=None)
+    stats = jax.tree.map(lambda s: rng.uniform(0.5, 1.5, s.shape), variables["batch_stats"])
+    params = jax.tree.map(lambda p: 0.1 * rng.standard_normal(p.shape), variables["params"])
+    logits = head.apply({"params": params, "batch_stats": stats}, x, train=False, places=None)
+
+    def norm(name, x):
+        p, s = params[name], stats[name]
+        return (x - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+    y = np.concatenate([x.max((1, 2)), x.mean((1, 2))], 1)
+    y = norm("bn1", y) @ params["linear1"]["kernel"] + params["linear1"]["bias"]
+    y = norm("bn2", np.maximum(y, 0)) @ params["linear2"]["kernel"] + params["linear2"]["bias"]
+    np.testing.assert_allclose(logits, y, rtol=1e-4, atol=1e-4)
+
+
+def test_fresh_weights_have_the_spread_of_kaiming():
+    variables = classifier.init(17, 0)
+    params = variables["params"]
+    spread = {
+        ("head", "linear1"): np.sqrt(2 / 4096),
+        ("head", "linear2"): np.sqrt(2 / 512),
+        ("backbone", "conv1"): np.sqrt(2 / (49 * 64)),
+        ("backbone", "layer3_0", "conv2"): np.sqrt(2 / (9 * 256)),
+    }
+    for path, expected in spread.items():
+        leaf = params
+        for name in path:
+            leaf = leaf[name]
+        assert np.std(leaf["kernel"]) == pytest.approx(expected, rel=0.03)
+    other = classifier.init(17, 1)["params"]["head"]["linear1"]["kernel"]
+    assert (other != params["head"]["linear1"]["kernel"]).all()
+
+
+def test_dropout_belongs_to_a_chips_place():
+    x = jnp.ones((6, 4000))
+    rngs = {"dropout": jax.random.key(1)}
+    drop = Dropout(0.25)
+    whole = drop.apply({}, x, jnp.arange(6), rngs=rngs)
+    part = drop.apply({}, x[:2], jnp.array([4, 5]), rngs=rngs)
+    np.testing.assert_array_equal(part, whole[4:])
+    kept = np.asarray(whole != 0)
+    assert kept.mean() == pytest.approx(0.75, abs=0.01)
+    assert np.asarray(whole)[kept] == pytest.approx(1 / 0.75)
+    assert (kept[0] != kept[1]).mean() == pytest.approx(2 * 0.75 * 0.25, abs=0.03)
+    np.testing.assert_array_equal(drop.apply({}, x, None), x)
+
+
+@needs_shared
+def test_summary_is_fastais(reference):
+    rows = layer_table(17, 128, freeze=True)
+    assert [[r.type, list(r.output), r.parameters, r.trainable] for r in rows] == reference[
+        "summary_128"
+    ]
+    unfrozen = layer_table(17, 128, freeze=False)
+    assert sum(r.parameters for r in unfrozen if r.trainable) == 25_623_633
+    assert {r.trainable for r in unfrozen if r.parameters} == {True}
+    assert layer_table(17, 256, freeze=True)[0].output == (64, 128, 128)
+
+
+def test_weights_there_and_back():
+    variables = classifier.init(5, 0)
+    state = imagenet.to_torchvision(variables)
+    assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
+    assert state["head.8.weight"].shape == (5, 512)
+    body = {k: v for k, v in state.items() if not k.startswith("head.")}
+    params, batch_stats = imagenet.from_torchvision(body | {"bn1.num_batches_tracked": np.array(3)})
+    for tree, kind in ((params, "params"), (batch_stats, "batch_stats")):
+        jax.tree.map(np.testing.assert_array_equal, tree, dict(variables[kind]["backbone"]))
+
+
+def test_weights_from_a_file_with_and_without_a_head(tmp_path):
+    source, fresh = classifier.init(5, 0), classifier.init(5, 1)
+    state = imagenet.to_torchvision(source)
+    state["fc.weight"] = np.zeros((1000, 2048), np.float32)
+    save_file(state, tmp_path / "whole.safetensors")
+    filled = imagenet.fill(fresh, str(tmp_path / "whole.safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, filled, source)
+    body = {k: v for k, v in state.items() if not k.startswith("head.")}
+    save_file(body, tmp_path / "body.safetensors")
+    filled = imagenet.fill(fresh, str(tmp_path / "body.safetensors"))
+    for kind in ("params", "batch_stats"):
+        jax.tree.map(
+            np.testing.assert_array_equal, filled[kind]["backbone"], source[kind]["backbone"]
+        )
+        jax.tree.map(np.testing.assert_array_equal, filled[kind]["head"], fresh[kind]["head"])
+    assert imagenet.fill(fresh, "random") is fresh
+
+
+def test_wrong_weights_are_all_named(tmp_path):
+    variables = classifier.init(5, 0)
+    state = imagenet.to_torchvision(variables)
+    del state["layer2.1.bn2.bias"]
+    state["conv1.weight"] = np.zeros((64, 3, 3, 3), np.float32)
+    state["layer9.weight"] = np.zeros(3, np.float32)
+    state["bn1.bias"] = np.full(64, np.nan, np.float32)
+    save_file(state, tmp_path / "wrong.safetensors")
+    with pytest.raises(BadInput) as caught:
+        imagenet.fill(variables, str(tmp_path / "wrong.safetensors"))
+    for problem in (
+        "layer2.1.bn2.bias is missing",
+        "layer9.weight is not known",
+        "conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7)",
+        "bn1.bias is not finite",
+    ):
+        assert problem in str(caught.value)
+    (tmp_path / "none.safetensors").write_bytes(b"PK\x03\x04 no such thing")
+    for file in ("none.safetensors", "absent.safetensors"):
+        with pytest.raises(BadInput, match="cannot be read as safetensors"):
+            imagenet.fill(variables, str(tmp_path / file))
+
+
+def test_without_the_hub_the_way_out_is_named(monkeypatch, tmp_path):
+    def unreachable(repo, file):
+        assert (repo, file) == ("timm/resnet50.tv_in1k", "model.safetensors")
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    with pytest.raises(
+        BadInput, match=r"model\.weights=imagenet: .* cannot be fetched .* to its path"
+    ):
+        imagenet.fill({}, "imagenet")

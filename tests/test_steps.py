@@ -1,0 +1,138 @@
+import jax
+import numpy as np
+import pytest
+from conftest import write_chips
+
+from planet_jax.config import get_config
+from planet_jax.data import planet
+from planet_jax.errors import BadInput
+from planet_jax.model import classifier
+from planet_jax.model.layers import BATCH_AXIS, BatchNorm
+from planet_jax.train import lr_range
+from planet_jax.train.stage import Stage, check_batch
+from planet_jax.train.steps import create_state, make_predict_step, make_train_step, to_devices
+
+RATES = {"lr": np.full(3, 1e-3, np.float32), "beta1": np.asarray(0.9, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.tree.map(np.asarray, classifier.init(5, 0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    chips = rng.integers(0, 256, (16, 64, 64, 3)).astype(np.uint8)
+    return {"chips": chips, "targets": (rng.random((16, 5)) < 0.4).astype(np.uint8)}
+
+
+def take_steps(variables, batch, devices, n, freeze=True, norm="global"):
+    step = make_train_step(classifier.build(5, norm), freeze, 1e-2, jax.devices()[:devices])
+    state, losses = create_state(variables, freeze), []
+    on_devices = {name: to_devices(array, devices) for name, array in batch.items()}
+    for _ in range(n):
+        state, loss = step(state, on_devices, RATES, jax.random.key(3))
+        losses.append(float(loss))
+    return state, losses
+
+
+def test_four_devices_train_as_one(variables, batch):
+    """The same losses but for the order of sums.
+
+    A fresh ResNet50 in float32 is chaotic: sums in another order move its BatchNorm statistics in
+    the sixth digit, its loss in the fifth, and its gradient by a few per cent. (With statistics in
+    float64 the gradients of 1 and 4 devices agree to 4e-6.) So the first loss is held tightly and
+    the later ones loosely; `test_global_batch_norm` holds the gradient's rule tightly.
+    """
+    one, losses_of_one = take_steps(variables, batch, 1, 3)
+    four, losses_of_four = take_steps(variables, batch, 4, 3)
+    assert losses_of_four[0] == pytest.approx(losses_of_one[0], rel=1e-4)
+    assert losses_of_four == pytest.approx(losses_of_one, rel=0.05)
+    assert losses_of_one[2] < losses_of_one[0]
+    stem = ("backbone", "bn1", "mean")  # nothing chaotic comes before it
+    for name in stem:
+        one, four = (getattr(s, "batch_stats", s)[name] for s in (one, four))
+    np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-6)
+    _, own = take_steps(variables, batch, 4, 1, norm="device")
+    assert abs(own[0] - losses_of_one[0]) > 1e-3  # statistics of 4 chips are not those of 16
+
+
+def test_global_batch_norm_and_its_gradient_are_those_of_the_whole_batch():
+    rng = np.random.default_rng(0)
+    x = (2 + rng.standard_normal((16, 3, 3, 4))).astype(np.float32)
+    variables = BatchNorm().init(jax.random.key(0), x, train=False)
+    weight = rng.standard_normal(x.shape).astype(np.float32)
+
+    def gradients(devices):
+        norm = BatchNorm(BATCH_AXIS)
+
+        def step(variables, x, weight):
+            def loss_fn(params, x):
+                given = {"params": params, "batch_stats": variables["batch_stats"]}
+                out, changed = norm.apply(given, x, train=True, mutable=["batch_stats"])
+                return (jax.numpy.sin(out) * weight).mean(), changed["batch_stats"]
+
+            grads, stats = jax.grad(loss_fn, (0, 1), has_aux=True)(variables["params"], x)
+            # The loss is a mean over devices, so a chip's own gradient is shared out among them.
+            return jax.lax.pmean(grads[0], BATCH_AXIS), grads[1] / devices, stats
+
+        mapped = jax.pmap(
+            step, BATCH_AXIS, in_axes=(None, 0, 0), out_axes=(None, 0, None),
+            devices=jax.devices()[:devices],
+        )  # fmt: skip
+        params, own, stats = mapped(variables, to_devices(x, devices), to_devices(weight, devices))
+        return params, np.asarray(own).reshape(x.shape), stats
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)  # noqa: E731
+    jax.tree.map(close, gradients(4), gradients(1))
+
+
+def test_frozen_parameters_keep_their_bits_and_have_no_moments(variables, batch):
+    state, _ = take_steps(variables, batch, 1, 2)
+    moved = {True: 0, False: 0}
+
+    def compare(path, before, after):
+        names = tuple(key.key for key in path)
+        moved[classifier.trains(names, True)] += int((np.asarray(after) != before).any())
+
+    jax.tree_util.tree_map_with_path(compare, variables["params"], state.params)
+    assert moved == {True: 114, False: 0}  # scale and bias of 55 BatchNorms and of 2 linears
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert moments == 2 * sum(
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+        if classifier.trains(tuple(key.key for key in path), True)
+    )
+
+
+def test_logits_come_whole_and_in_order(variables, batch):
+    model = classifier.build(5)
+    predict = make_predict_step(model, jax.devices()[:4])
+    logits = predict(variables, to_devices(batch["chips"], 4))
+    alone = make_predict_step(model, jax.devices()[:1])(variables, to_devices(batch["chips"], 1))
+    np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_range_test_leaves_no_trace(tmp_path):
+    root = write_chips(tmp_path / "root", ["a", "b", "a b", "c"] * 8)
+    config = get_config()
+    config.data.root, config.model.weights = str(root), "random"
+    config.data.size, config.data.batch_size = 32, 8
+    config.lr_range.steps = 20
+    stage = Stage(config, planet.load(root, tmp_path / "cache"))
+    state = stage.start_state()
+    before = jax.tree.map(np.array, state)
+    lrs, losses = lr_range.run(stage, state)
+    assert len(lrs) == len(losses) > 1
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+    again = lr_range.run(stage, state)  # and no random state that a second run would show
+    np.testing.assert_array_equal(losses, again[1])
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest():
+    assert jax.device_count() == 4
+    with pytest.raises(BadInput, match=r"does not divide over 4 devices; .*: 8 or 12"):
+        check_batch(10)
+    with pytest.raises(BadInput, match="the nearest that does: 4"):
+        check_batch(3)
