@@ -19,10 +19,12 @@ from planet_jax.config import changed, flatten, load, validate
 from planet_jax.data import competition, loader, planet, sample
 from planet_jax.errors import BadInput
 from planet_jax.files import replacing, write_json
+from planet_jax.model import imagenet
 from planet_jax.model.summary import layer_table
+from planet_jax.progress import progress
 from planet_jax.results import pictures, predictions, tables
 from planet_jax.score import metrics
-from planet_jax.train import loop
+from planet_jax.train import checkpoint, loop
 from planet_jax.train import lr_range as range_test
 from planet_jax.train.stage import Stage, host_share
 
@@ -34,7 +36,11 @@ def prepare(config: ConfigDict) -> planet.Dataset:
     """Fetches or draws what data.root lacks, builds the data set in data.cache, and returns it."""
     root, data = Path(config.data.root), config.data
     if data.source == "sample" and not (root / planet.CSV).exists():
-        sample.draw_sample(root, config.sample.chips, config.sample.test_chips, config.sample.seed)
+        knobs = config.sample
+        with progress("drawing chips", knobs.chips + knobs.test_chips, "chips") as advance:
+            sample.draw_sample(
+                root, knobs.chips, knobs.test_chips, knobs.seed, lambda *_: advance()
+            )
     if data.source == "kaggle":
         competition.fetch(
             root, competition=data.kaggle_competition, mirror=data.kaggle_mirror,
@@ -46,7 +52,14 @@ def prepare(config: ConfigDict) -> planet.Dataset:
     return dataset
 
 
-def _stage(config: ConfigDict) -> Stage:
+def _stage(config: ConfigDict, *, trained: bool = False) -> Stage:
+    """Makes the stage, but first looks whether the weights it needs are there."""
+    if trained:
+        checkpoint.require(Path(config.workdir), config.checkpoint)
+    elif config.init_from:
+        checkpoint.require(Path(config.init_from), "latest")
+    else:
+        imagenet.require(config.model.weights)
     return Stage(config, prepare(config))
 
 
@@ -100,7 +113,7 @@ def lr_range(config: ConfigDict, stage: Stage | None = None) -> None:
 
 def evaluate(config: ConfigDict, stage: Stage | None = None) -> None:
     """Scores the run's checkpoint on the validation chips; writes metrics.json."""
-    stage = stage or _stage(config)
+    stage = stage or _stage(config, trained=True)
     scores, logits = stage.evaluate(stage.trained_variables())
     targets = stage.data.labels.targets[stage.valid_rows]
     classes = stage.data.labels.classes
@@ -131,7 +144,7 @@ def predict(config: ConfigDict, stage: Stage | None = None) -> None:
     """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv."""
     folder = Path(config.predict.folder or Path(config.data.root) / "test-jpg")
     files = predictions.image_files(folder)
-    stage, path = stage or _stage(config), Path(config.workdir) / "predictions.csv"
+    stage, path = stage or _stage(config, trained=True), Path(config.workdir) / "predictions.csv"
     batches = loader.folder_batches(
         files, size=config.data.size, batch_size=config.data.batch_size, share=host_share(),
         threads=config.data.threads,

@@ -40,8 +40,7 @@ def trained(tmp_path_factory):
 
 
 def test_the_run_folder_is_as_designed(trained):
-    folder, config = trained
-    run = folder / "run"
+    run = trained[0] / "run"
     steps, history = pd.read_csv(run / "steps.csv"), pd.read_csv(run / "history.csv")
     assert list(steps.columns[:9]) == [
         "step", "loss", "smooth_loss", "lr_group0", "lr_group1", "lr_group2", "beta1",
@@ -109,6 +108,8 @@ def test_the_next_stage_starts_from_the_last_weights_at_another_size(trained):
     )  # fmt: skip
     stage = commands._stage(chained)
     state = stage.start_state()
+    first, before = (next(s.train_batches()) for s in (stage, commands._stage(config)))
+    assert (first["targets"] != before["targets"]).any()  # epoch 2 of the chain, not epoch 0 again
     saved, _ = checkpoint.read_weights(folder / "run", "latest")
     for name, leaf in checkpoint.to_host(state.variables).items():
         np.testing.assert_array_equal(leaf, saved[name])

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from planet_jax.data import sample
+from planet_jax.errors import BadInput
 
 
 def files(root):
@@ -100,7 +101,7 @@ def test_what_is_there_is_never_overwritten(tmp_path):
         root = tmp_path / kept.replace("/", "_")
         (root / kept).parent.mkdir(parents=True)
         (root / kept).write_bytes(b"mine")
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(BadInput, match="is there already"):
             sample.draw_sample(root, 1, 1, seed=0)
         assert files(root) == {kept: b"mine"}
 

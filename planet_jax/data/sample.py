@@ -15,6 +15,8 @@ import scipy.fft
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
+from planet_jax.errors import BadInput
+
 SIZE = 256  # pixels a side, about 3 m each
 CSV, FOLDERS = "train_v2.csv", ("train-jpg", "test-jpg")
 
@@ -263,13 +265,13 @@ def draw_sample(
     The label file comes last: where it is, the sample is whole. progress takes (what, done, total).
 
     Raises:
-      ValueError: root already holds a label file or chips; nothing is touched.
+      BadInput: root already holds a label file or chips; nothing is touched.
     """
     draft = root / ".drawing"
     _clear_draft(root, draft)
     for name in (CSV, *FOLDERS):
         if (root / name).is_file() or any((root / name).glob("*")):
-            raise ValueError(f"{root / name} is there already; draw the sample elsewhere")
+            raise BadInput(f"{root / name} is there already; draw the sample elsewhere")
     rows = []
     for split, (folder, count) in enumerate(zip(FOLDERS, (chips, test_chips), strict=True)):
         (draft / folder).mkdir(parents=True)

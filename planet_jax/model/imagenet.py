@@ -129,6 +129,16 @@ def fill(variables: Variables, weights: str) -> Variables:
     return traverse_util.unflatten_dict(flat | converted)
 
 
+def require(weights: str) -> None:
+    """Refuses a weights file that is not there, before any other work.
+
+    Raises:
+      BadInput: `weights` is neither "random" nor "imagenet" nor a file.
+    """
+    if weights not in ("random", "imagenet") and not Path(weights).is_file():
+        raise BadInput(f"model.weights={weights}: no such file; give random, imagenet or a file")
+
+
 def _download() -> Path:
     import huggingface_hub  # heavy, and needed once
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -96,15 +96,21 @@ def read_weights(run: Path, kind: str) -> tuple[Flat, dict[str, Any]]:
     Raises:
       BadInput: the run has no such checkpoint, or it cannot be read.
     """
+    require(run, kind)
     folder = run / "checkpoints" / kind
-    if not folder.is_dir():
-        raise BadInput(f"{run}: no {kind} checkpoint; train that run first")
     with contextlib.closing(ocp.CheckpointManager(folder.absolute())) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise BadInput(f"{run}: no {kind} checkpoint; train that run first")
-        items, meta = _read(manager, step, ("weights",), folder)
+        items, meta = _read(manager, manager.latest_step(), ("weights",), folder)
     return items["weights"], meta
+
+
+def require(run: Path, kind: str) -> None:
+    """Refuses a run that has no `kind` checkpoint.
+
+    Raises:
+      BadInput: it has none, or one that cannot be read.
+    """
+    if read_meta(run, kind) is None:
+        raise BadInput(f"{run}: no {kind} checkpoint; train that run first")
 
 
 def read_meta(run: Path, kind: str) -> dict[str, Any] | None:
