@@ -93,15 +93,21 @@ def _stack(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def render(
-    chips: UInt8[np.ndarray, "n h w 3"], augmentation: Augmentation | None, size: int
-) -> UInt8[np.ndarray, "n size size 3"]:
+    chips: UInt8[np.ndarray, "n h w 3"],
+    augmentation: Augmentation | None,
+    size: int,
+    rows: Int[np.ndarray, " m"] | None = None,
+) -> UInt8[np.ndarray, "m size size 3"]:
     """Renders chips at `size` pixels; `None` is the plain resize of validation.
+
+    With `rows` only those are rendered, read where they lie (in a memory-mapped store, say).
 
     Both grids are addressed corner to corner, outside pixels reflect about the edge pixel's centre,
     and a chip more than twice too large is first shrunk by area (fastai v1's `_grid_sample`).
     """
     chips = np.ascontiguousarray(chips)
-    n, height, width, _ = chips.shape
+    rows = np.arange(len(chips)) if rows is None else rows
+    n, (height, width) = len(rows), chips.shape[1:3]
     out = np.empty((n, size, size, 3), np.uint8)
     if augmentation is None:
         matrix = np.tile(np.eye(2, 3), (n, 1, 1))
@@ -110,17 +116,14 @@ def render(
         matrix = matrices(augmentation)
         change = augmentation.brightness
         brightness, contrast = np.log(change / (1 - change)), augmentation.contrast
+    tables = _lighting_tables(brightness, contrast)
     shrink = min(height, width) / size / 2
     shrinks = (shrink > 1) & (shrink > _magnification(matrix))
-    small = (max(int(height / shrink), 1), max(int(width / shrink), 1))
-    tables = _lighting_tables(brightness, contrast)
-    for group in (shrinks, ~shrinks):
-        chosen = np.flatnonzero(group)
-        if len(chosen) == 0:
-            continue
-        source = _shrink_by_area(chips[chosen], *small) if group is shrinks else chips
-        where = np.arange(len(chosen)) if group is shrinks else chosen
-        _sample(source, where, chosen, matrix.astype(np.float32), tables, out)
+    if large := np.flatnonzero(shrinks).tolist():
+        small = _shrink_by_area(chips, rows[large], int(height / shrink), int(width / shrink))
+        _sample(small, np.arange(len(large)), np.array(large), matrix, tables, out, AREA_BITS)
+    if (others := np.flatnonzero(~shrinks)).size:
+        _sample(chips, rows[others], others, matrix, tables, out, 0)
     return out
 
 
@@ -141,23 +144,30 @@ def _lighting_tables(brightness: np.ndarray, contrast: np.ndarray) -> UInt8[np.n
     return (255 / (1 + np.exp(-logit)) + np.float32(0.5)).astype(np.uint8)
 
 
+# The kernels compute in integers: a coordinate has POSITION_BITS below the pixel, a bilinear share
+# SHARE_BITS, and a pixel that is a mean of others AREA_BITS. Unsigned indices spare numba's check for
+# negative ones, which costs more than the arithmetic.
+POSITION_BITS, SHARE_BITS, AREA_BITS = 24, 11, 6
+
+
 @numba.njit(nogil=True, cache=True)
-def _shrink_by_area(chips: np.ndarray, height: int, width: int) -> np.ndarray:
+def _shrink_by_area(chips: np.ndarray, rows: np.ndarray, height: int, width: int) -> np.ndarray:
     """Means over torch's adaptive windows, from floor(i H / h) to ceil((i + 1) H / h)."""
-    n, h, w, channels = chips.shape
-    out = np.empty((n, height, width, channels), np.float32)
-    for i in range(height):
-        top, bottom = i * h // height, -(-(i + 1) * h // height)
-        for j in range(width):
-            left, right = j * w // width, -(-(j + 1) * w // width)
-            area = np.float32((bottom - top) * (right - left))
-            for k in range(n):
+    _, h, w, channels = chips.shape
+    out = np.empty((len(rows), height, width, channels), np.uint16)
+    for k in range(len(rows)):
+        chip = chips[rows[k]]
+        for i in range(height):
+            top, bottom = i * h // height, -(-(i + 1) * h // height)
+            for j in range(width):
+                left, right = j * w // width, -(-(j + 1) * w // width)
+                area = (bottom - top) * (right - left)
                 for c in range(channels):
-                    total = np.float32(0)
+                    total = 0
                     for y in range(top, bottom):
                         for x in range(left, right):
-                            total += np.float32(chips[k, y, x, c])
-                    out[k, i, j, c] = total / area
+                            total += chip[y, x, c]
+                    out[k, i, j, c] = ((total << AREA_BITS) + area // 2) // area
     return out
 
 
@@ -170,41 +180,53 @@ def _reflect(index: int, size: int) -> int:
     return index if index < size else 2 * (size - 1) - index
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@numba.njit(nogil=True, cache=True)
 def _sample(
     source: np.ndarray,
-    where: np.ndarray,
-    chosen: np.ndarray,
+    rows: np.ndarray,
+    places: np.ndarray,
     matrix: np.ndarray,
     tables: np.ndarray,
     out: np.ndarray,
+    pixel_bits: int,
 ) -> None:
-    """Samples source[where[k]] bilinearly, through the chip's table, into out[chosen[k]]."""
+    """Samples source[rows[k]] bilinearly, through the chip's table, into out[places[k]]."""
     _, height, width, _ = source.shape
     size = out.shape[1]
-    step = np.float32(2 / max(size - 1, 1))
-    half_w, half_h = np.float32((width - 1) / 2), np.float32((height - 1) / 2)
-    quarter = np.float32(LEVELS / 255)
-    for k in range(len(chosen)):
-        chip, target = source[where[k]], out[chosen[k]]
-        m, table = matrix[chosen[k]], tables[chosen[k]]
+    pixels, target = source.reshape(len(source), -1), out.reshape(len(out), -1)
+    whole = np.uint64(1 << SHARE_BITS)
+    to_quarter_levels = np.uint64(2 * SHARE_BITS + pixel_bits - 2)
+    half_level = np.uint64(1) << (to_quarter_levels - np.uint64(1))
+    unit, half_share = 1 << POSITION_BITS, 1 << (POSITION_BITS - SHARE_BITS - 1)
+    step, half_w, half_h = 2 / max(size - 1, 1), (width - 1) / 2 * unit, (height - 1) / 2 * unit
+    for k in range(len(rows)):
+        chip, m = pixels[rows[k]], matrix[places[k]]
+        table, line = tables[places[k]], target[places[k]]
+        x_step, y_step = np.int64(m[0, 0] * step * half_w), np.int64(m[1, 0] * step * half_h)
+        at = np.uint64(0)
         for i in range(size):
-            y_out = np.float32(i) * step - 1
-            x_start = (m[0, 1] * y_out + m[0, 2] - m[0, 0] + 1) * half_w
-            y_start = (m[1, 1] * y_out + m[1, 2] - m[1, 0] + 1) * half_h
-            x_step, y_step = m[0, 0] * step * half_w, m[1, 0] * step * half_h
-            for j in range(size):
-                x, y = x_start + np.float32(j) * x_step, y_start + np.float32(j) * y_step
-                left, top = int(np.floor(x)), int(np.floor(y))
-                right_share, bottom_share = x - np.float32(left), y - np.float32(top)
+            y_out = i * step - 1
+            x = np.int64((m[0, 1] * y_out + m[0, 2] - m[0, 0] + 1) * half_w) + half_share
+            y = np.int64((m[1, 1] * y_out + m[1, 2] - m[1, 0] + 1) * half_h) + half_share
+            for _ in range(size):
+                left, top = x >> POSITION_BITS, y >> POSITION_BITS
                 right, bottom = left + 1, top + 1
                 if left < 0 or top < 0 or right >= width or bottom >= height:
                     left, right = _reflect(left, width), _reflect(right, width)
                     top, bottom = _reflect(top, height), _reflect(bottom, height)
-                for c in range(3):
-                    upper = np.float32(chip[top, left, c])
-                    upper += right_share * (np.float32(chip[top, right, c]) - upper)
-                    lower = np.float32(chip[bottom, left, c])
-                    lower += right_share * (np.float32(chip[bottom, right, c]) - lower)
-                    level = (upper + bottom_share * (lower - upper)) * quarter + np.float32(0.5)
-                    target[i, j, c] = table[int(level)]
+                right_share = np.uint64(x >> (POSITION_BITS - SHARE_BITS)) & (whole - np.uint64(1))
+                lower_share = np.uint64(y >> (POSITION_BITS - SHARE_BITS)) & (whole - np.uint64(1))
+                left_share, upper_share = whole - right_share, whole - lower_share
+                upper_left = np.uint64((top * width + left) * 3)
+                upper_right = np.uint64((top * width + right) * 3)
+                lower_left = np.uint64((bottom * width + left) * 3)
+                lower_right = np.uint64((bottom * width + right) * 3)
+                for channel in range(3):
+                    c = np.uint64(channel)
+                    upper = chip[upper_left + c] * left_share + chip[upper_right + c] * right_share
+                    lower = chip[lower_left + c] * left_share + chip[lower_right + c] * right_share
+                    level = upper * upper_share + lower * lower_share + half_level
+                    line[at + c] = table[level >> to_quarter_levels]
+                at += np.uint64(3)
+                x += x_step
+                y += y_step

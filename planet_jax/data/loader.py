@@ -15,7 +15,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from planet_jax.data.augment import Augmentation, draw, render
 from planet_jax.data.planet import Chips, Dataset, decode_chip
@@ -98,7 +98,7 @@ def train_batches(
         drawn = augmentation(epoch)
         rows = chips[positions]
         return {
-            "chips": render(data.chips[rows], drawn and drawn[positions], size),
+            "chips": _render(data.chips, rows, drawn and drawn[positions], size),
             "targets": data.labels.targets[rows],
         }
 
@@ -121,8 +121,8 @@ def score_batches(
     """
 
     def make(rows: np.ndarray) -> Batch:
-        pixels = data.chips[chips[np.maximum(rows, 0)]]
-        return {"chips": render(pixels, None, size), "real": rows >= 0}
+        pixels = _render(data.chips, chips[np.maximum(rows, 0)], None, size)
+        return {"chips": pixels, "real": rows >= 0}
 
     return _iterate(_score_shares(len(chips), batch_size, share.hosts), share, make, threads)
 
@@ -153,6 +153,15 @@ def folder_batches(
         return {"chips": np.concatenate([chip(row) for row in rows]), "real": rows >= 0}
 
     return _iterate(_score_shares(len(files), batch_size, share.hosts), share, make, threads)
+
+
+def _render(
+    chips: Chips, rows: Int[np.ndarray, " m"], augmentation: Augmentation | None, size: int
+) -> UInt8[np.ndarray, "m size size 3"]:
+    """Stored pixels are read where they lie; encoded chips are decoded first."""
+    if isinstance(chips, np.ndarray):
+        return render(np.asarray(chips), augmentation, size, rows)
+    return render(chips[rows], augmentation, size)
 
 
 def _score_shares(n: int, batch_size: int, hosts: int) -> list[Int[np.ndarray, " share"]]:
