@@ -80,6 +80,7 @@ KNOBS: dict[str, Knob] = {
     "data.valid_fraction": Knob(
         0.2, lambda value: 0 < value < 1, "between 0 and 1", "share of the chips that validates"),
     "data.split_seed": _within(0, 2**32 - 1, 42, "which chips those are"),
+    "data.subset": _text("", "file of chip names, one a line, to train on alone; '': all"),
     "data.threads": _within(0, 256, 2, "loader threads on each host; 0: none"),
     "data.kaggle_competition": _text(
         "planet-understanding-the-amazon-from-space", "where kaggle downloads from", empty=False),

@@ -136,6 +136,21 @@ def test_odd_chips_and_labels_are_handled_with_a_notice(tmp_path, capsys):
         assert notice in notices
 
 
+def test_a_subset_trains_on_named_chips_and_never_on_validation(tmp_path, capsys):
+    labels = planet.Labels(tuple("abcdef"), ("x",), np.ones((6, 1), np.uint8))
+    file = tmp_path / "mistakes.txt"
+    file.write_text("e\n\n b \na\n")
+    rows = planet.subset(labels, np.array([1, 2, 4]), file)
+    assert rows.tolist() == [1, 4]
+    assert "1 of its chips validate" in capsys.readouterr().err
+    for content, message in (("b\nx\ny\n", "2 names are not in"), ("a\n", "names no chip")):
+        file.write_text(content)
+        with pytest.raises(BadInput, match=message):
+            planet.subset(labels, np.array([1, 2, 4]), file)
+    with pytest.raises(BadInput, match="cannot be read"):
+        planet.subset(labels, np.array([1]), tmp_path / "absent")
+
+
 def test_built_once_and_again_when_a_chip_or_label_changes(tmp_path, capsys):
     root = write_chips(tmp_path / "root", ["a", "b"])
     cache = tmp_path / "cache"

@@ -7,6 +7,7 @@ and y down.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numba
 import numpy as np
@@ -145,8 +146,8 @@ def _lighting_tables(brightness: np.ndarray, contrast: np.ndarray) -> UInt8[np.n
 
 
 # The kernels compute in integers: a coordinate has POSITION_BITS below the pixel, a bilinear share
-# SHARE_BITS, and a pixel that is a mean of others AREA_BITS. Unsigned indices spare numba's check for
-# negative ones, which costs more than the arithmetic.
+# SHARE_BITS, and a pixel that is a mean of others AREA_BITS. Unsigned indices spare numba's check
+# for negative ones, which costs more than the arithmetic.
 POSITION_BITS, SHARE_BITS, AREA_BITS = 24, 11, 6
 
 
@@ -172,7 +173,7 @@ def _shrink_by_area(chips: np.ndarray, rows: np.ndarray, height: int, width: int
 
 
 @numba.njit(nogil=True, cache=True)
-def _reflect(index: int, size: int) -> int:
+def _reflect(index: Any, size: Any) -> Any:
     """reflect_101: ... 2 1 | 0 1 2 ... n-1 | n-2 ..."""
     if size == 1:
         return 0

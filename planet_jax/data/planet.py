@@ -121,6 +121,29 @@ def split(
     return train, valid
 
 
+def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[np.ndarray, " n"]:
+    """Those of the rows `train` that `file` names, a chip a line; validation chips are left out.
+
+    Raises:
+      BadInput: the file cannot be read, names a chip that is not there, or none to train on.
+    """
+    try:
+        names = {line.strip() for line in file.read_text().splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"config.data.subset = {file}: cannot be read ({error})") from None
+    if unknown := sorted(names - set(labels.names)):
+        raise BadInput(
+            f"config.data.subset = {file}: {len(unknown)} names are not in {CSV}: "
+            f"{first_few(unknown)}"
+        )
+    chosen = np.array([row for row in train if labels.names[row] in names], int)
+    if len(chosen) == 0:
+        raise BadInput(f"config.data.subset = {file}: names no chip that is trained on")
+    if len(chosen) < len(names):
+        say(f"{file}: {len(names) - len(chosen)} of its chips validate and are not trained on")
+    return chosen
+
+
 def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
     """The data set of `root`, built under `cache` unless an up-to-date build is there.
 

@@ -51,6 +51,8 @@ class Stage:
         self.train_rows, self.valid_rows = planet.split(
             n, config.data.valid_fraction, config.data.split_seed
         )
+        if config.data.subset:
+            self.train_rows = planet.subset(data.labels, self.train_rows, Path(config.data.subset))
         self._check_sizes(n)
         self.model = classifier.build(
             len(data.labels.classes), config.model.norm, config.train.precision
