@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from planet_jax.config import changed, flatten, load, validate
 from planet_jax.data import competition, loader, planet, sample
 from planet_jax.errors import BadInput
-from planet_jax.files import replacing, write_json
+from planet_jax.files import locked, replacing, write_json
 from planet_jax.model import imagenet
 from planet_jax.model.summary import layer_table
 from planet_jax.progress import progress
@@ -35,21 +35,32 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-dat
 def prepare(config: ConfigDict) -> planet.Dataset:
     """Fetches or draws what data.root lacks, builds the data set in data.cache, and returns it."""
     root, data = Path(config.data.root), config.data
-    if data.source == "sample" and not (root / planet.CSV).exists():
-        knobs = config.sample
-        with progress("drawing chips", knobs.chips + knobs.test_chips, "chips") as advance:
-            sample.draw_sample(
-                root, knobs.chips, knobs.test_chips, knobs.seed, lambda *_: advance()
-            )
-    if data.source == "kaggle":
-        competition.fetch(
-            root, competition=data.kaggle_competition, mirror=data.kaggle_mirror,
-            test=data.test_chips,
-        )  # fmt: skip
+    if data.source != "folder":
+        try:
+            with locked(root):
+                _obtain(config, root)
+        except OSError as error:
+            raise BadInput(f"config.data.root = {root}: cannot be filled ({error})") from error
     dataset = planet.load(root, Path(data.cache), data.decoded)
     n, height, width, _ = dataset.chips.shape
     print(f"{root}: {n} chips of {height}x{width}, {len(dataset.labels.classes)} labels, ready")
     return dataset
+
+
+def _obtain(config: ConfigDict, root: Path) -> None:
+    knobs = config.sample
+    if config.data.source == "kaggle":
+        competition.fetch(
+            root,
+            competition=config.data.kaggle_competition,
+            mirror=config.data.kaggle_mirror,
+            test=config.data.test_chips,
+        )
+    elif not (root / planet.CSV).exists():
+        with progress("drawing chips", knobs.chips + knobs.test_chips, "chips") as advance:
+            sample.draw_sample(
+                root, knobs.chips, knobs.test_chips, knobs.seed, lambda *_: advance()
+            )
 
 
 def _stage(config: ConfigDict, *, trained: bool = False) -> Stage:

@@ -95,3 +95,21 @@ def test_a_folder_takes_any_image_and_names_a_broken_one(data, tmp_path):
     assert (chips[1] == 255).all()
     with pytest.raises(BadInput, match=r"c\.jpg: cannot be decoded"):
         list(loader.folder_batches(files, size=32, batch_size=4))
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_twenty_epochs(data):
+    """Of the process's own pages: those of the mapped store are the kernel's to drop."""
+
+    def own_megabytes():
+        with open("/proc/self/status") as status:
+            (line,) = (line for line in status if line.startswith("RssAnon"))
+        return int(line.split()[1]) / 1024
+
+    sizes = []
+    settings = SETTINGS | {"size": 128, "epochs": 20 * 40, "augment": {}}
+    for step, _ in enumerate(loader.train_batches(data, ROWS, **settings)):
+        if step % 240 == 239:
+            sizes.append(own_megabytes())
+    assert len(sizes) == 10
+    assert sizes[-1] - sizes[1] < 8, sizes

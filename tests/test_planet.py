@@ -169,7 +169,8 @@ def test_built_once_and_again_when_a_chip_or_label_changes(tmp_path, capsys):
     assert len(list(cache.rglob("chips.npy"))) == 1  # the builds before are gone
 
 
-def test_a_build_that_is_killed_leaves_nothing_that_counts(tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_build_that_is_killed_leaves_nothing_that_counts(tmp_path, kills):
     """SIGKILL at seeded moments of a build; then the build of one that was never killed."""
     root = write_chips(tmp_path / "root", ["a", "b"] * 150)
     program = (
@@ -177,7 +178,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_counts(tmp_path):
         "print('ready', flush=True); planet.load(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     cache, rng = tmp_path / "cache", np.random.default_rng(0)
-    for _ in range(3):
+    for _ in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-c", program, str(root), str(cache)],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT,

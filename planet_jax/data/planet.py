@@ -8,7 +8,6 @@ commands call `load`; the loader reads what it returns.
 
 import collections
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from planet_jax.errors import BadInput, first_few
-from planet_jax.files import replacing_folder, write_json
+from planet_jax.files import locked, replacing_folder, write_json
 from planet_jax.progress import progress, say
 
 CSV, FOLDER = "train_v2.csv", "train-jpg"
@@ -158,8 +157,7 @@ def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
     home = cache / f"{root.resolve().name}-{_digest(str(root.resolve()))[:8]}"
     build = home / fingerprint
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with _locked(home):
+        with locked(home):
             if not build.exists():
                 with replacing_folder(build) as folder:
                     _build(labels, files, folder, decoded)
@@ -206,14 +204,6 @@ def _fingerprint(root: Path, files: list[Path], decoded: bool) -> str:
     stats = (os.stat(file) for file in files)
     chips = (f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
     return _digest(f"{BUILD_VERSION} {decoded}", (root / CSV).read_bytes(), *chips)[:16]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One builder at a time; the lock goes with the process, however it ends."""
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 class Planet(tfds.core.GeneratorBasedBuilder):
@@ -271,7 +261,7 @@ def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> No
         (width, height), most = sizes.most_common(1)[0]
         _tell_modes(files[0].parent, headers, (width, height), len(files) - most)
         shape = (len(files) if decoded else 0, height, width, 3)
-        store = np.lib.format.open_memmap(folder / "chips.npy", "w+", np.uint8, shape)
+        store = _new_store(folder / "chips.npy", shape)
 
         def decode(i: int) -> bool:
             try:
@@ -295,6 +285,15 @@ def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> No
         )
     store.flush()
     write_json(folder / "build.json", {"size": [height, width], "chips": len(files)})
+
+
+def _new_store(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """An array on the disk, whose room is taken at once: a full disk raises an error here, while a
+    write into the map would kill the process."""
+    store = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return store
 
 
 def _tell_modes(folder: Path, headers: list, size: tuple[int, int], other_size: int) -> None:
