@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.config import changed, flatten, load, validate
 from planet_jax.data import competition, loader, planet, sample
+from planet_jax.data import labels as label_file
 from planet_jax.errors import BadInput
 from planet_jax.files import locked, replacing, write_json
 from planet_jax.model import imagenet
@@ -56,7 +57,7 @@ def _obtain(config: ConfigDict, root: Path) -> None:
             mirror=config.data.kaggle_mirror,
             test=config.data.test_chips,
         )
-    elif not (root / planet.CSV).exists():
+    elif not (root / label_file.CSV).exists():
         with progress("drawing chips", knobs.chips + knobs.test_chips, "chips") as advance:
             sample.draw_sample(
                 root, knobs.chips, knobs.test_chips, knobs.seed, lambda *_: advance()
@@ -93,8 +94,8 @@ def train(config: ConfigDict, stage: Stage | None = None) -> None:
 def summary(config: ConfigDict) -> None:
     """Prints fastai's layer table of the stage's classifier."""
     classes = COMPETITION_CLASSES
-    if (Path(config.data.root) / planet.CSV).exists():
-        classes = len(planet.read_labels(Path(config.data.root)).classes)
+    if (Path(config.data.root) / label_file.CSV).exists():
+        classes = len(label_file.read_labels(Path(config.data.root)).classes)
     print(tables.layer_lines(layer_table(classes, config.data.size, config.optim.freeze)))
 
 

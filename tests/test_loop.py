@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, write_chips
+from conftest import ROOT, needs_shared, write_chips
 
 from planet_jax import commands
 from planet_jax.config import get_config
@@ -187,3 +187,15 @@ def test_a_killed_run_ends_as_the_untouched_one(tmp_path):
     for part, leaves in items.items():
         for name, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, other[3][part][name])
+
+
+@needs_shared
+@pytest.mark.slow
+def test_steps_csv_tells_fastais_one_cycle(tmp_path, reference):
+    """50 steps of a real run: 10 epochs of 5 here, 5 of 10 there, the same cycle."""
+    commands.train(small_config(tmp_path, **{"train.epochs": 10}))
+    steps = pd.read_csv(tmp_path / "run" / "steps.csv")
+    expected = reference["one_cycle_n50"]
+    lrs = steps[["lr_group0", "lr_group1", "lr_group2"]]
+    np.testing.assert_allclose(lrs, expected["lr"], rtol=1e-5)
+    np.testing.assert_allclose(steps["beta1"], expected["beta1"], rtol=1e-5)

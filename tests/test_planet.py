@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, SHARED, needs_shared, write_chips
 from PIL import Image
 
+from planet_jax.data import labels as label_file
 from planet_jax.data import planet
 from planet_jax.errors import BadInput
 
@@ -19,8 +20,8 @@ from planet_jax.errors import BadInput
 @needs_shared
 def test_split_is_fastais(reference):
     expected = reference["split"]
-    names = np.array(planet.read_labels(SHARED / "data" / "planet").names)
-    train, valid = planet.split(len(names), 0.2, 42)
+    names = np.array(label_file.read_labels(SHARED / "data" / "planet").names)
+    train, valid = label_file.split(len(names), 0.2, 42)
     assert (len(train), len(valid)) == (32_384, 8_095)
     for rows, digest in ((train, "sha256_train_names"), (valid, "sha256_valid_names")):
         text = "\n".join(names[rows]).encode()
@@ -29,7 +30,7 @@ def test_split_is_fastais(reference):
 
 @needs_shared
 def test_labels_are_the_competitions():
-    labels = planet.read_labels(SHARED / "data" / "planet")
+    labels = label_file.read_labels(SHARED / "data" / "planet")
     counts = dict(zip(labels.classes, labels.targets.sum(0), strict=True))
     assert list(labels.classes) == sorted(labels.classes)
     assert len(labels.classes) == 17
@@ -137,18 +138,18 @@ def test_odd_chips_and_labels_are_handled_with_a_notice(tmp_path, capsys):
 
 
 def test_a_subset_trains_on_named_chips_and_never_on_validation(tmp_path, capsys):
-    labels = planet.Labels(tuple("abcdef"), ("x",), np.ones((6, 1), np.uint8))
+    labels = label_file.Labels(tuple("abcdef"), ("x",), np.ones((6, 1), np.uint8))
     file = tmp_path / "mistakes.txt"
     file.write_text("e\n\n b \na\n")
-    rows = planet.subset(labels, np.array([1, 2, 4]), file)
+    rows = label_file.subset(labels, np.array([1, 2, 4]), file)
     assert rows.tolist() == [1, 4]
     assert "1 of its chips validate" in capsys.readouterr().err
     for content, message in (("b\nx\ny\n", "2 names are not in"), ("a\n", "names no chip")):
         file.write_text(content)
         with pytest.raises(BadInput, match=message):
-            planet.subset(labels, np.array([1, 2, 4]), file)
+            label_file.subset(labels, np.array([1, 2, 4]), file)
     with pytest.raises(BadInput, match="cannot be read"):
-        planet.subset(labels, np.array([1]), tmp_path / "absent")
+        label_file.subset(labels, np.array([1]), tmp_path / "absent")
 
 
 def test_built_once_and_again_when_a_chip_or_label_changes(tmp_path, capsys):

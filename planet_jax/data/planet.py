@@ -1,4 +1,4 @@
-"""Labelled chips: the label file and its vocabulary, the built data set, the notebook's split.
+"""Labelled chips, built once: the label file and the images of a folder, as a data set.
 
 In goes a folder in the competition's layout (`train_v2.csv`, `train-jpg/`), of any vocabulary. Out
 comes a `Dataset` of names, targets and chips, built once into the cache: the JPEG bytes as
@@ -13,7 +13,6 @@ import io
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,27 +20,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import tensorflow_datasets as tfds
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from planet_jax.data.labels import CSV, Labels, read_labels
 from planet_jax.errors import BadInput, first_few
 from planet_jax.files import locked, replacing_folder, write_json
 from planet_jax.progress import progress, say
 
-CSV, FOLDER = "train_v2.csv", "train-jpg"
+FOLDER = "train-jpg"
 BUILD_VERSION = 1  # part of a build's fingerprint: raise it when what is built changes
 DECODERS = {"image": tfds.decode.SkipDecoding()}
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The label file: names in file order, the sorted vocabulary, a multi-hot row for each name."""
-
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-    targets: UInt8[np.ndarray, "n classes"]
 
 
 class Chips(Protocol):
@@ -59,88 +49,6 @@ class Dataset:
 
     labels: Labels
     chips: Chips
-
-
-def read_labels(root: Path) -> Labels:
-    """Reads `root/train_v2.csv`: a row a chip, tags apart by spaces; repeated tags count once.
-
-    Raises:
-      BadInput: no such file, not a CSV, no `image_name` or `tags` column, no rows, no tag at all, a
-        name that is twice there or is no plain file name.
-    """
-    path = root / CSV
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pandas only warns of rows that are too long
-            table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
-            )
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no label file; set data.root to a folder that has one") from None
-    except (ValueError, Warning, OSError) as error:  # pandas' own errors are ValueErrors
-        raise BadInput(f"{path}: not readable as CSV ({error})") from None
-    missing = [column for column in ("image_name", "tags") if column not in table]
-    if missing:
-        raise BadInput(f"{path}: no column {' and '.join(missing)} in its first line")
-    if table.empty:
-        raise BadInput(f"{path}: has no rows; give it a line for each chip")
-    names = [name.strip() for name in table["image_name"]]
-    rows = [sorted(set(tags.split())) for tags in table["tags"]]
-    _check_names(path, names)
-    odd = sum(a != b or " ".join(t.split()) != t for a, b, t in zip(
-        table["image_name"], names, table["tags"], strict=True))  # fmt: skip
-    if odd:
-        say(f"{path}: {odd} rows have spaces where none belong; they are ignored")
-    classes = sorted(set().union(*rows))
-    if not classes:
-        raise BadInput(f"{path}: no row has a tag; there is nothing to learn")
-    column = {name: i for i, name in enumerate(classes)}
-    targets = np.zeros((len(names), len(classes)), np.uint8)
-    for target, tags in zip(targets, rows, strict=True):
-        target[[column[tag] for tag in tags]] = 1
-    return Labels(tuple(names), tuple(classes), targets)
-
-
-def _check_names(path: Path, names: list[str]) -> None:
-    bad = [name for name in names if not name or name != os.path.basename(name) or "\0" in name]
-    if bad:
-        raise BadInput(f"{path}: {len(bad)} names are no file names: {first_few(map(repr, bad))}")
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if twice:
-        raise BadInput(f"{path}: {len(twice)} names are there twice: {first_few(twice)}")
-
-
-def split(
-    n: int, valid_fraction: float, seed: int
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:
-    """Rows to train on (in file order) and to validate on (as drawn): split_by_rand_pct."""
-    order = np.random.RandomState(seed).permutation(n)  # the generator that fastai uses
-    valid = order[: int(valid_fraction * n)]
-    train = np.setdiff1d(np.arange(n), valid)
-    return train, valid
-
-
-def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[np.ndarray, " n"]:
-    """Those of the rows `train` that `file` names, a chip a line; validation chips are left out.
-
-    Raises:
-      BadInput: the file cannot be read, names a chip that is not there, or none to train on.
-    """
-    try:
-        names = {line.strip() for line in file.read_text().splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"config.data.subset = {file}: cannot be read ({error})") from None
-    if unknown := sorted(names - set(labels.names)):
-        raise BadInput(
-            f"config.data.subset = {file}: {len(unknown)} names are not in {CSV}: "
-            f"{first_few(unknown)}"
-        )
-    chosen = np.array([row for row in train if labels.names[row] in names], int)
-    if len(chosen) == 0:
-        raise BadInput(f"config.data.subset = {file}: names no chip that is trained on")
-    if len(chosen) < len(names):
-        say(f"{file}: {len(names) - len(chosen)} of its chips validate and are not trained on")
-    return chosen
 
 
 def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from planet_jax.data import labels as label_file
 from planet_jax.data import loader, planet
 from planet_jax.errors import BadInput
 from planet_jax.model import classifier, imagenet
@@ -48,11 +49,13 @@ class Stage:
     def __init__(self, config: ConfigDict, data: planet.Dataset) -> None:
         self.config, self.data = config, data
         n = len(data.labels.names)
-        self.train_rows, self.valid_rows = planet.split(
+        self.train_rows, self.valid_rows = label_file.split(
             n, config.data.valid_fraction, config.data.split_seed
         )
         if config.data.subset:
-            self.train_rows = planet.subset(data.labels, self.train_rows, Path(config.data.subset))
+            self.train_rows = label_file.subset(
+                data.labels, self.train_rows, Path(config.data.subset)
+            )
         self._check_sizes(n)
         self.model = classifier.build(
             len(data.labels.classes), config.model.norm, config.train.precision
