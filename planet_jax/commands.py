@@ -38,7 +38,7 @@ def prepare(config: ConfigDict) -> planet.Dataset:
     root, data = Path(config.data.root), config.data
     if data.source != "folder":
         try:
-            with locked(root):
+            with locked(Path(data.cache)):  # not in root, which may be complete and read-only
                 _obtain(config, root)
         except OSError as error:
             raise BadInput(f"config.data.root = {root}: cannot be filled ({error})") from error

@@ -40,10 +40,10 @@ def take_steps(variables, batch, devices, n, freeze=True, norm="global"):
 def test_four_devices_train_as_one(variables, batch):
     """The same losses but for the order of sums.
 
-    A fresh ResNet50 in float32 is chaotic: sums in another order move its BatchNorm statistics in
-    the sixth digit, its loss in the fifth, and its gradient by a few per cent. (With statistics in
-    float64 the gradients of 1 and 4 devices agree to 4e-6.) So the first loss is held tightly and
-    the later ones loosely; `test_global_batch_norm` holds the gradient's rule tightly.
+    A fresh ResNet50 in float32 is chaotic: sums in another order move its loss in the fifth or
+    sixth digit, and its gradient by a per cent, as near-ties of the max pool fall the other way.
+    (With BatchNorm in float64 the gradients of 1 and 4 devices agree to 4e-6.) So the first loss is
+    held tightly and the later ones loosely; the next test holds the gradient's rule tightly.
     """
     one, losses_of_one = take_steps(variables, batch, 1, 3)
     four, losses_of_four = take_steps(variables, batch, 4, 3)

@@ -143,10 +143,11 @@ def _download() -> Path:
     import huggingface_hub  # heavy, and needed once
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    huggingface_hub.logging.set_verbosity_error()  # of its retries, one line here tells enough
     try:
         return Path(huggingface_hub.hf_hub_download(HUB_REPO, HUB_FILE))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(
             f"model.weights=imagenet: {HUB_FILE} of {HUB_REPO} cannot be fetched from its hub "
-            f"({type(error).__name__}); put the file here by hand and set model.weights to its path"
+            f"({type(error).__name__}); bring the file here by hand and set model.weights to its path"
         ) from None
