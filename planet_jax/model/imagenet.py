@@ -149,5 +149,5 @@ def _download() -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(
             f"model.weights=imagenet: {HUB_FILE} of {HUB_REPO} cannot be fetched from its hub "
-            f"({type(error).__name__}); bring the file here by hand and set model.weights to its path"
+            f"({type(error).__name__}); bring the file by hand and set model.weights to its path"
         ) from None
