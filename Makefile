@@ -1,6 +1,10 @@
 # Every target sets itself up: .venv is made from pyproject.toml and constraints.txt, and made anew
 # only when one of them changes.
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p))))
+FITS = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c '$(FITS)' 2>/dev/null && { echo $$p; break; }; done)
+endif
 BIN = .venv/bin
 
 .PHONY: demo test test-all lint setup clean
@@ -20,9 +24,8 @@ lint: setup
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "make: no Python here; install Python 3.11, 3.12 or 3.13" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-	  { echo "make: $(PYTHON) is not 3.11 to 3.13; install one, or name it: make PYTHON=python3.12" >&2; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' 2>/dev/null || \
+	  { echo "make: needs Python 3.11, 3.12 or 3.13; install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "make: $(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	@echo "make: installing into .venv (once; a few minutes)"
