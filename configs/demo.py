@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import stage1, stage1_256, stage2, stage2_256
 from planet_jax.config import get_config as base
+from planet_jax.errors import BadInput, nearest
 
 STAGES = {
     "stage1": stage1,
@@ -26,6 +27,8 @@ def get_config(stage: str = "") -> ConfigDict:
         config = base()
         config.stages = tuple(f"configs/demo.py:{name}" for name in STAGES)
         return config
+    if stage not in STAGES:
+        raise BadInput(f"configs/demo.py:{stage}: no such stage; {nearest(stage, STAGES)}")
     config = STAGES[stage].get_config()
     config.workdir = config.workdir.replace("runs", "runs/demo")
     config.checkpoint = "latest"  # the best would be chosen on the chips that it is scored on
@@ -34,9 +37,9 @@ def get_config(stage: str = "") -> ConfigDict:
     config.data.root = "data/demo"
     config.data.size //= 2
     config.data.batch_size = 16
-    config.sample.chips = 320
+    config.sample.chips = 280
     config.model.weights = "random"
     config.train.epochs = 2
-    config.lr_range.steps = 24
+    config.lr_range.steps = 20
     config.lr_range.in_journey = config.optim.freeze
     return config

@@ -6,16 +6,20 @@ Those that need a `Stage` take one that is made already, to save making it again
 import contextlib
 import fcntl
 import importlib.metadata
+import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from planet_jax.config import changed, flatten, load, validate
+from planet_jax.config import flatten, load, validate
 from planet_jax.data import competition, loader, planet, sample
 from planet_jax.data import labels as label_file
 from planet_jax.errors import BadInput
@@ -65,7 +69,8 @@ def _obtain(config: ConfigDict, root: Path) -> None:
 
 
 def _stage(config: ConfigDict, *, trained: bool = False) -> Stage:
-    """Makes the stage, but first looks whether the weights it needs are there."""
+    """Makes the stage, but first looks whether it can write, and whether its weights are there."""
+    _writable(Path(config.workdir))
     if trained:
         checkpoint.require(Path(config.workdir), config.checkpoint)
     elif config.init_from:
@@ -83,7 +88,8 @@ def train(config: ConfigDict, stage: Stage | None = None) -> None:
             print(f"{run}: this run is finished")
         else:
             stage = stage or _stage(config)
-            write_json(run / "config.json", _provenance(config))
+            if not (run / "config.json").exists():
+                write_json(run / "config.json", _provenance(config))
             loop.train(stage, run)
         if not (run / "history.png").exists():
             pictures.save(pictures.training_curves(run), run / "history.png")
@@ -101,7 +107,9 @@ def summary(config: ConfigDict) -> None:
 
 def show_batch(config: ConfigDict, stage: Stage | None = None) -> None:
     """Draws the first 16 chips of the first training batch, augmented, to show_batch.png."""
-    stage, path = stage or _stage(config), Path(config.workdir) / "show_batch.png"
+    path = Path(config.workdir) / "show_batch.png"
+    _writable(path.parent)
+    stage = stage or Stage(config, prepare(config))  # which needs no weights
     batch = next(stage.train_batches())
     classes = np.array(stage.data.labels.classes)
     captions = [" ".join(classes[target > 0]) for target in batch["targets"][:16]]
@@ -113,20 +121,22 @@ def lr_range(config: ConfigDict, stage: Stage | None = None) -> None:
     """Runs the LR-range test from the stage's start; writes lr_range.csv and lr_range.png."""
     stage, run = stage or _stage(config), Path(config.workdir)
     lrs, losses = range_test.run(stage, stage.start_state())
-    suggestions = range_test.suggest(lrs, losses)
-    pictures.save(pictures.lr_range_curve(lrs, losses, suggestions), run / "lr_range.png")
     table = pd.DataFrame({"step": np.arange(len(lrs)), "lr": lrs, "loss": losses})
     with replacing(run / "lr_range.csv") as temporary:
         table.to_csv(temporary, index=False)
-    print(f"Min numerical gradient: {suggestions[0]:.2E}")
-    print(f"Min loss divided by 10: {suggestions[1]:.2E}")
+    suggestions = range_test.suggest(lrs, losses) if len(lrs) >= range_test.FEWEST else ()
+    pictures.save(pictures.lr_range_curve(lrs, losses, suggestions), run / "lr_range.png")
+    for name, lr in zip(pictures.SUGGESTIONS, suggestions, strict=False):
+        print(f"{name}: {lr:.2E}")
+    if not suggestions:
+        print(f"no suggestion: the loss exploded after {len(lrs)} steps")
     print(f"{run / 'lr_range.png'}: the curve")
 
 
 def evaluate(config: ConfigDict, stage: Stage | None = None) -> None:
     """Scores the run's checkpoint on the validation chips; writes metrics.json."""
     stage = stage or _stage(config, trained=True)
-    scores, logits = stage.evaluate(stage.trained_variables())
+    scores, logits = stage.evaluate(stage.trained_variables(same_validation=True))
     targets = stage.data.labels.targets[stage.valid_rows]
     classes = stage.data.labels.classes
     figures = metrics.per_class(metrics.sigmoid(logits), targets, config.score.threshold)
@@ -168,18 +178,18 @@ def predict(config: ConfigDict, stage: Stage | None = None) -> None:
     print(f"{path}: tags and probabilities of the {len(files)} chips of {folder}")
 
 
-def journey(config: ConfigDict) -> None:
+def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Trains config.stages in order, evaluates and predicts with the last; what is done stays done.
 
-    Knobs that `config` itself sets away from their defaults are set in every stage.
+    `overrides` (knobs named on the command line, as {"train.epochs": 1}) are set in every stage.
     """
     stages = [load(file) for file in config.stages]
     if not stages:
         raise BadInput("config.stages is empty; try --config configs/demo.py")
+    if own := sorted({"workdir", "init_from"} & overrides.keys()):
+        raise BadInput(f"config.{own[0]} is each stage's own; a journey cannot set it for all")
     for stage_config in stages:
-        knobs = changed(config)
-        del knobs["stages"]
-        stage_config.update_from_flattened_dict(knobs)
+        stage_config.update_from_flattened_dict(dict(overrides))
         validate(stage_config)
     last, runs = stages[-1], [Path(config.workdir) for config in stages]
     scored = runs[-1] / "metrics.json", runs[-1] / "predictions.csv"
@@ -199,24 +209,45 @@ def journey(config: ConfigDict) -> None:
             evaluate(config, stage)
             predict(config, stage)
     print(f"\n{tables.journey_table(runs)}")
+    if last.data.source == "kaggle":
+        print(f"\n{tables.NOTEBOOK}")
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
         print(picture)
 
 
 @contextlib.contextmanager
 def _only_process_in(run: Path) -> Iterator[None]:
-    """Keeps a second process out of a run folder; the lock goes with the process."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = (run / ".lock").open("w")
-    except OSError as error:
-        raise BadInput(f"config.workdir = {run}: cannot be written to ({error.strerror})") from None
-    with lock:
+    """Keeps a second process out of a run folder; the lock goes with the process.
+
+    Of a run that was refused before it began nothing stays.
+    """
+    is_new = not run.exists()
+    _writable(run)
+    run.mkdir(exist_ok=True)
+    with (run / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInput(f"config.workdir = {run}: another process trains there") from None
-        yield
+        try:
+            yield
+        except BadInput:
+            if is_new and not any((run / "checkpoints").glob("*/[0-9]*")):
+                shutil.rmtree(run, ignore_errors=True)
+            raise
+
+
+def _writable(run: Path) -> None:
+    """Refuses a folder that cannot be made or written to; leaves no trace of the trial."""
+    try:
+        is_new = not run.exists()
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+        if is_new:
+            run.rmdir()
+    except OSError as error:
+        raise BadInput(f"config.workdir = {run}: cannot be written to ({error.strerror})") from None
 
 
 def _provenance(config: ConfigDict) -> dict[str, object]:

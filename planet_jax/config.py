@@ -3,6 +3,8 @@
 `get_config()` makes the ConfigDict that every file in `configs/` starts from.
 """
 
+import difflib
+import math
 import os
 import runpy
 from collections.abc import Callable, Sequence
@@ -66,7 +68,7 @@ KNOBS: dict[str, Knob] = {
     "checkpoint": _choice("best", ("latest",), "which weights evaluate and predict take"),
     "stages": Knob(
         (), lambda value: all(isinstance(s, str) for s in value), "a tuple of config files",
-        "configs of a journey's stages, in order; what else its config sets, it sets in each"),
+        "configs of a journey's stages, in order"),
     # The data
     "data.source": _choice(
         "folder", ("sample", "kaggle"),
@@ -181,6 +183,8 @@ def check(name: str, value: Any) -> None:
     knob = KNOBS[name]
     kind = type(knob.default)
     fits = isinstance(value, kind) or (kind is float and type(value) is int)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"config.{name} = {value!r} must be finite: {knob.meaning}")
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise BadInput(f"config.{name} = {value!r} must be {kind.__name__}: {knob.meaning}")
     if not knob.allowed(value):
@@ -195,6 +199,10 @@ def check_flags(arguments: Sequence[str]) -> None:
     """
     for i, argument in enumerate(arguments):
         name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--") and not name.startswith(("config", "noconfig")):
+            close = difflib.get_close_matches(name, ["config", *(f"config.{k}" for k in KNOBS)], 1)
+            if close:
+                raise BadInput(f"--{name} is no flag; did you mean --{close[0]}?")
         if name == "config" and argument.startswith("-"):
             _find_file(value or next(iter(arguments[i + 1 :]), ""))
         knob = name.removeprefix("no").removeprefix("config.")
@@ -220,16 +228,13 @@ def load(file: str) -> ConfigDict:
     return made
 
 
-def changed(config: ConfigDict) -> dict[str, Any]:
-    """The knobs that a config sets away from their defaults, flat."""
-    return {name: value for name, value in flatten(config).items() if value != KNOBS[name].default}
-
-
 def _find_file(file: str) -> Path:
     """The path in `path` or `path:argument`, which must exist."""
-    path = Path(file if file.endswith(".py") else file.rpartition(":")[0])
-    if not path.is_file():
-        others = [str(other) for other in path.parent.glob("*.py")]
-        hint = nearest(str(path), others) if others else "there are no configs in that folder"
+    path, colon, _ = file.rpartition(":")
+    path = path if colon and path.endswith(".py") else file
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        others = list(folder.glob("*.py")) if path else []
+        hint = nearest(path, map(str, others or Path("configs").glob("*.py")))
         raise BadInput(f"--config={file}: no such file; {hint}")
-    return path
+    return Path(path)

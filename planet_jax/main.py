@@ -1,8 +1,7 @@
 """`python -m planet_jax.main [COMMAND] --config FILE [--config.KNOB=VALUE ...]`
 
-Commands: train (when none is named), prepare, summary, show_batch, lr_range, evaluate, predict,
-journey. Ends with 0 when done, 2 at the user's mistake, 143 when stopped by SIGTERM after saving, 1
-at a failure.
+Commands: those of `commands.COMMANDS`; train when none is named. Ends with 0 when done, 2 at the
+user's mistake, 143 when stopped by SIGTERM after saving, 1 at a failure.
 """
 
 import os
@@ -27,9 +26,9 @@ def parse(argv: list[str]) -> list[str]:
         config.check_flags(argv[1:])
         return flags.FLAGS(argv)
     except (BadInput, flags.Error) as error:
-        refuse(error)
+        end(error, 2)
     except Exception as error:  # the config file is the user's code
-        refuse(f"--config: the config file failed with {type(error).__name__}: {error}")
+        end(f"--config: the config file failed with {type(error).__name__}: {error}", 2)
 
 
 def main(argv: list[str]) -> None:
@@ -44,18 +43,16 @@ def main(argv: list[str]) -> None:
         if FLAG.value is None:
             raise BadInput("--config is missing; try --config configs/smoke.py")
         config.validate(FLAG.value)
-        commands.COMMANDS[command](FLAG.value)
-    except BadInput as error:
-        refuse(error)
-    except RunFailed as error:
-        print(f"planet_jax: {error}", file=sys.stderr)
-        sys.exit(1)
+        named = config_flags.get_override_values(flags.FLAGS["config"])  # for each stage
+        commands.COMMANDS[command](FLAG.value, *[named] * (command == "journey"))
+    except (BadInput, RunFailed) as error:
+        end(error, 2 if isinstance(error, BadInput) else 1)
 
 
-def refuse(error: object) -> NoReturn:
-    """Ends with status 2 and one line."""
-    print("planet_jax:", " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(2)
+def end(message: object, status: int) -> NoReturn:
+    """Ends with one line."""
+    print("planet_jax:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def test_every_shipped_config_is_valid():
         ("optim.lr", (float("nan"),), "one to three numbers above 0"),
         ("optim.momentum", (0.9, 1.0), "two numbers between 0 and 1"),
         ("train.precision", "float16", "one of float32, bfloat16"),
-        ("optim.weight_decay", float("nan"), "must be within 0 to 1"),
+        ("optim.weight_decay", float("nan"), "must be finite"),
+        ("optim.div", float("inf"), "must be finite"),
         ("workdir", " ", "a name, not empty"),
         ("lr_range.low", 100.0, "must be below config.lr_range.high"),
         ("init_from", "runs/base/../base", "init_from is config.workdir itself"),
@@ -94,11 +95,21 @@ REFUSED = {
     ),
     "type": (["--config=configs/smoke.py", "--config.data.size=big"], "--config.data.size=big"),
     "range": (["--config=configs/smoke.py", "--config.data.size=1"], "must be at least 32"),
-    "flag": (["--confg=configs/smoke.py"], "Unknown command line flag 'confg'"),
+    "flag": (["--confg=configs/smoke.py"], "--confg is no flag; did you mean --config?"),
     "folder": (
         ["--config=configs/smoke.py", "--config.data.source=folder", "--config.data.root=nowhere"],
         "nowhere/train_v2.csv: no label file",
     ),
+    "workdir": (
+        ["show_batch", "--config=configs/smoke.py", "--config.workdir=/dev/null/x"],
+        "config.workdir = /dev/null/x: cannot be written to",
+    ),
+    "journey": (
+        ["journey", "--config=configs/demo.py", "--config.workdir=runs/x"],
+        "config.workdir is each stage's own",
+    ),
+    "no py": (["--config", "configs/stage1"], "no such file; did you mean configs/stage1.py?"),
+    "stage": (["--config", "configs/demo.py:stage3"], "no such stage; did you mean stage"),
     "no weights": (
         ["--config=configs/smoke.py", "--config.model.weights=a.safetensors"], "no such file"
     ),

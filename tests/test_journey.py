@@ -16,10 +16,8 @@ def test_journey(tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     config = load("configs/demo.py")
-    config.update_from_flattened_dict(
-        {"sample.chips": 40, "sample.test_chips": 5, "train.epochs": 1, "lr_range.steps": 17}
-    )
-    commands.journey(config)
+    shrunk = {"sample.chips": 40, "sample.test_chips": 5, "train.epochs": 1, "lr_range.steps": 17}
+    commands.journey(config, shrunk)
     told = capsys.readouterr().out
     assert "F2 of the best constant prediction on them" in told
     runs = [tmp_path / "runs" / "demo" / stage for stage in STAGES]
@@ -40,5 +38,5 @@ def test_journey(tmp_path, monkeypatch, capsys):
     assert list(predictions.columns[2:]) == list(scores["per_class"])
     assert scores["checkpoint"] == "latest"
 
-    commands.journey(config)  # what is done stays done
+    commands.journey(config, shrunk)  # what is done stays done
     assert capsys.readouterr().out.count("this stage is finished") == 4

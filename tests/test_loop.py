@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,36 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     weights, meta = checkpoint.read_weights(tmp_path / "run", "latest")
     assert all(np.isfinite(leaf).all() for leaf in weights.values())
     assert meta["step"] >= 1
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(trained, tmp_path, capsys):
+    folder, config = trained
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    for file in (run / "checkpoints" / "latest" / "10" / "weights").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    config = small_config(folder, workdir=str(run))
+    shutil.rmtree(run / "checkpoints" / "latest" / "10" / "meta")
+    commands.train(config)
+    told = capsys.readouterr().err
+    assert "checkpoint of step 10 cannot be read" in told
+    assert "goes on after step 5 of 10" in told
+    same = [outcome(r) for r in (run, folder / "run")]
+    pd.testing.assert_frame_equal(same[0][0], same[1][0], check_exact=True)
+
+
+def test_other_validation_chips_are_refused_by_evaluate(trained):
+    folder, _ = trained
+    with pytest.raises(BadInput, match="with other chips, labels, split or subset"):
+        commands.evaluate(small_config(folder, **{"data.split_seed": 7}))
+
+
+def test_what_is_refused_leaves_no_run_folder(tmp_path):
+    config = small_config(tmp_path, **{"data.batch_size": 64})
+    with pytest.raises(BadInput, match="20 chips to train on"):
+        commands.train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def start(config_file, *flags):

@@ -114,7 +114,12 @@ def test_damaged_chips_are_counted_and_named(tmp_path):
     chip = root / "train-jpg" / "chip1.jpg"
     chip.write_bytes(chip.read_bytes()[:-300])
     (root / "train-jpg" / "chip3.jpg").write_bytes(b"no image")
-    with pytest.raises(BadInput, match=r"2 chips are damaged or no images: chip1.jpg, chip3.jpg"):
+    huge = bytearray((root / "train-jpg" / "chip2.jpg").read_bytes())
+    frame = huge.index(b"\xff\xc0")
+    huge[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"  # a header that claims 65,535 x 65,535 pixels
+    (root / "train-jpg" / "chip2.jpg").write_bytes(huge)
+    named = "3 chips are damaged or no images: chip1.jpg, chip2.jpg, chip3.jpg"
+    with pytest.raises(BadInput, match=named):
         planet.load(root, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("chips.npy"))
 

@@ -146,7 +146,7 @@ def folder_batches(
             return np.zeros((1, size, size, 3), np.uint8)
         try:
             return render(decode_chip(files[row].read_bytes())[None], None, size)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise BadInput(f"{files[row]}: cannot be decoded ({error}); take it away") from None
 
     def make(rows: np.ndarray) -> Batch:

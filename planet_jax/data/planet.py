@@ -13,6 +13,8 @@ import io
 import json
 import os
 import shutil
+import struct
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -152,13 +154,14 @@ def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> No
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints its own banner
         builder.download_and_prepare()
     source = builder.as_data_source(split="chips", decoders=DECODERS)
-    workers = len(os.sched_getaffinity(0))
+    workers = os.cpu_count() or 1
 
     def header(i: int) -> tuple[tuple[int, int], str] | None:
         try:
-            image = Image.open(io.BytesIO(source[i]["image"]))
-            return image.size, image.mode
-        except OSError:
+            with _as_value_error():
+                image = Image.open(io.BytesIO(source[i]["image"]))
+                return image.size, image.mode
+        except ValueError:
             return None
 
     with ThreadPoolExecutor(workers) as pool:
@@ -174,7 +177,7 @@ def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> No
         def decode(i: int) -> bool:
             try:
                 chip = decode_chip(source[i]["image"], (width, height))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            except ValueError:
                 return False
             if decoded:
                 store[i] = chip
@@ -199,7 +202,7 @@ def _new_store(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """An array on the disk, whose room is taken at once: a full disk raises an error here, while a
     write into the map would kill the process."""
     store = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    with path.open("rb+") as file:
+    with path.open("rb+") as file, contextlib.suppress(AttributeError):  # macOS has no such call
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return store
 
@@ -216,12 +219,27 @@ def decode_chip(encoded: bytes, size: tuple[int, int] | None = None) -> UInt8[np
     """RGB pixels of an encoded image of any mode, resized to `size` (width, height) if it differs.
 
     Raises:
-      OSError, SyntaxError, ValueError: what Pillow raises of a damaged file.
+      ValueError: the bytes are no image, a damaged one, or one of an absurd size.
     """
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    if size is not None and image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    with _as_value_error():
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        if size is not None and image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Pillow raises many things of damaged bytes, and only warns of an absurd size."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except (
+        OSError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, struct.error,
+        Image.DecompressionBombError, Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 class _Encoded:

@@ -130,12 +130,14 @@ def fill(variables: Variables, weights: str) -> Variables:
 
 
 def require(weights: str) -> None:
-    """Refuses a weights file that is not there, before any other work.
+    """Sees to it, before any other work, that the weights are there; fetches those of the hub.
 
     Raises:
-      BadInput: `weights` is neither "random" nor "imagenet" nor a file.
+      BadInput: `weights` is neither "random" nor a file, or the hub cannot be reached.
     """
-    if weights not in ("random", "imagenet") and not Path(weights).is_file():
+    if weights == "imagenet":
+        _download()
+    elif weights != "random" and not Path(weights).is_file():
         raise BadInput(f"model.weights={weights}: no such file; give random, imagenet or a file")
 
 

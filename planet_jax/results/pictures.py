@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from planet_jax.files import replacing
 
+SUGGESTIONS = ("Min numerical gradient", "Min loss divided by 10")  # as fastai prints them
 GRID: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.5}
 
 
@@ -73,14 +74,13 @@ def training_curves(run: Path) -> Figure:
 
 
 def lr_range_curve(
-    lrs: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"], suggestions: tuple[float, float]
+    lrs: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"], suggestions: Sequence[float]
 ) -> Figure:
     """The smoothed loss over the learning rate, and where both suggestions stand."""
     figure = Figure(figsize=(6.5, 4))
     axis = figure.subplots()
     axis.plot(lrs, losses)
-    names = ("steepest descent", "minimum / 10")
-    for lr, name, color in zip(suggestions, names, ("C1", "C2"), strict=True):
+    for lr, name, color in zip(suggestions, SUGGESTIONS, ("C1", "C2"), strict=False):
         axis.axvline(lr, color=color, linestyle="--", label=f"{name}: {lr:.2e}")
     axis.set_xscale("log")
     axis.set_ylim(top=min(float(np.max(losses)), 3 * float(np.min(losses))) * 1.02)

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from planet_jax.errors import BadInput, first_few
+from planet_jax.progress import say
 
 Flat = dict[str, np.ndarray]
 KEEP = {"latest": 2, "best": 1}  # the one before the latest is for when the latest is damaged
@@ -83,11 +84,13 @@ class Checkpoints:
 
     def latest(self) -> tuple[int, dict[str, Flat], dict[str, Any]] | None:
         """(step, items, meta) of the newest checkpoint to resume from, or None."""
-        step = self._managers["latest"].latest_step()
-        if step is None:
-            return None
-        items, meta = _read(self._managers["latest"], step, ("weights", "optimizer"), self.folder)
-        return step, items, meta
+        manager = self._managers["latest"]
+        found = _newest(manager, ("weights", "optimizer"), self.folder / "latest")
+        if found is not None:
+            for step in manager.all_steps():
+                if step > found[0]:  # damaged; its number must be free to be saved again
+                    manager.delete(step)
+        return found
 
 
 def read_weights(run: Path, kind: str) -> tuple[Flat, dict[str, Any]]:
@@ -99,8 +102,9 @@ def read_weights(run: Path, kind: str) -> tuple[Flat, dict[str, Any]]:
     require(run, kind)
     folder = run / "checkpoints" / kind
     with contextlib.closing(ocp.CheckpointManager(folder.absolute())) as manager:
-        items, meta = _read(manager, manager.latest_step(), ("weights",), folder)
-    return items["weights"], meta
+        found = _newest(manager, ("weights",), folder)
+    assert found is not None  # or `require` had refused
+    return found[1]["weights"], found[2]
 
 
 def require(run: Path, kind: str) -> None:
@@ -119,8 +123,27 @@ def read_meta(run: Path, kind: str) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     with contextlib.closing(ocp.CheckpointManager(folder.absolute())) as manager:
-        step = manager.latest_step()
-        return None if step is None else _read(manager, step, (), folder)[1]
+        found = _newest(manager, (), folder)
+    return found[2] if found else None
+
+
+def _newest(
+    manager: ocp.CheckpointManager, names: tuple[str, ...], where: Path
+) -> tuple[int, dict[str, Flat], dict[str, Any]] | None:
+    """(step, items, meta) of the newest checkpoint that can be read; None when there are none.
+
+    Raises:
+      BadInput: there are some, and none can be read.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            return step, *_read(manager, step, names, where)
+        except BadInput as error:
+            if step == steps[-1]:
+                raise
+            say(f"{error}; the one before it is used")
+    return None
 
 
 def _read(

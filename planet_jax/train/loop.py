@@ -120,11 +120,7 @@ class _Run:
         else:
             self.step, items, meta = found
             _check_same(meta, stage.config, run)
-            if meta["labels"] != stage.labels_digest():
-                raise BadInput(
-                    f"{run} was begun with other labels than {stage.config.data.root} has now; "
-                    "set workdir to a new folder"
-                )
+            stage.check_rows(meta, run)
             self.state = self._restore(items)
             say(f"{run}: goes on after step {self.step} of {stage.steps}")
         self.saved_at = self.step
@@ -134,7 +130,8 @@ class _Run:
         for loss in self.steps.column("loss"):
             self.smooth.add(loss)
         self.batches: Iterator[Batch] = stage.train_batches(self.step)
-        self.pending: tuple[int, jax.Array, float] | None = None  # step, loss, input wait in s
+        self.pending: tuple[int, jax.Array] | None = None  # the step sent off last, and its loss
+        self.waited = 0.0  # seconds for input since the clock was set
         self.clock = self.epoch_began = time.monotonic()
 
     def _restore(self, items: dict[str, Flat]) -> TrainState:
@@ -195,7 +192,7 @@ class _Run:
             "first_epoch": self.stage.first_epoch,
             "config": flatten(self.stage.config),
             "classes": list(self.stage.data.labels.classes),
-            "labels": self.stage.labels_digest(),
+            **self.stage.rows_digests(),
             "steps_csv": self.steps.text,
             "history_csv": self.history.text,
         }
@@ -205,7 +202,7 @@ class _Run:
         """Sends off the next step, then reads the loss of the one before."""
         began = time.monotonic()
         batch = next(self.batches)
-        waited = time.monotonic() - began
+        self.waited += time.monotonic() - began
         devices = jax.local_device_count()
         on_devices = {name: to_devices(array, devices) for name, array in batch.items()}
         schedule = self.stage.schedule
@@ -217,7 +214,7 @@ class _Run:
             self.state, on_devices, rates, self.stage.dropout_key
         )
         self._settle()
-        self.pending = (self.step, loss, waited)
+        self.pending = (self.step, loss)
         self.step += 1
         advance(note=f"loss {self.smooth.value:.4f}" if self.smooth.n else "")
 
@@ -225,13 +222,14 @@ class _Run:
         """Reads the pending loss, which waits for its step, and writes its row."""
         if self.pending is None:
             return
-        step, loss_on_device, waited = self.pending
+        step, loss_on_device = self.pending
         self.pending = None
         loss = float(loss_on_device)
         if not math.isfinite(loss):
             raise self._diverged(step, "the loss")
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
+        waited, self.waited = self.waited, 0.0
         schedule = self.stage.schedule
         self.steps.add(
             step,

@@ -15,6 +15,7 @@ from planet_jax.train.steps import TrainState, to_devices
 MOMENTUM = 0.9  # fastai leaves Adam's beta1 here during the test
 STOP_ABOVE = 4.0  # times the best smoothed loss
 SKIP_FIRST, SKIP_LAST = 10, 5  # points that fastai's plot and suggestions leave out
+FEWEST = SKIP_FIRST + SKIP_LAST + 2  # points that leave a slope
 
 
 def range_rates(steps: int, low: float, high: float) -> Float[np.ndarray, " steps"]:
@@ -72,7 +73,7 @@ def suggest(lrs: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> tu
       RunFailed: fewer than 17 points, so that no slope is left.
     """
     lrs, losses = np.asarray(lrs), np.asarray(losses)
-    if len(lrs) < SKIP_FIRST + SKIP_LAST + 2:
+    if len(lrs) < FEWEST:
         raise RunFailed(
             f"LR-range test: {len(lrs)} points are too few for a suggestion; raise "
             "config.lr_range.steps"

@@ -7,7 +7,7 @@ from what comes out.
 import functools
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from planet_jax.data import labels as label_file
 from planet_jax.data import loader, planet
 from planet_jax.errors import BadInput
 from planet_jax.model import classifier, imagenet
-from planet_jax.progress import progress
+from planet_jax.progress import progress, say
 from planet_jax.score import metrics
 from planet_jax.train import checkpoint
 from planet_jax.train.optimizer import group_rates, one_cycle
@@ -31,6 +31,8 @@ from planet_jax.train.steps import (
     make_train_step,
     to_devices,
 )
+
+ROWS = ("train_rows", "valid_rows")
 
 
 class Stage:
@@ -43,7 +45,7 @@ class Stage:
       schedule: the rates of every step.
 
     Raises:
-      BadInput: fewer chips than a batch, or a batch that the devices cannot share.
+      BadInput: no chip to validate, or a batch that the devices cannot share.
     """
 
     def __init__(self, config: ConfigDict, data: planet.Dataset) -> None:
@@ -70,11 +72,10 @@ class Stage:
 
     def _check_sizes(self, n: int) -> None:
         batch = self.config.data.batch_size
-        if len(self.train_rows) < batch or len(self.valid_rows) == 0:
+        if len(self.valid_rows) == 0:
             raise BadInput(
-                f"config.data.batch_size = {batch}: {self.config.data.root} has {n} chips, "
-                f"{len(self.train_rows)} to train on and {len(self.valid_rows)} to validate; "
-                "lower it or give more chips"
+                f"config.data.valid_fraction: none of the {n} chips of {self.config.data.root} "
+                "would validate; raise it or give more chips"
             )
         check_batch(batch)
 
@@ -113,16 +114,27 @@ class Stage:
         if config.init_from:
             flat, meta = checkpoint.read_weights(Path(config.init_from), "latest")
             self._check_vocabulary(meta, config.init_from)
+            if meta["valid_rows"] != self.rows_digests()["valid_rows"]:
+                say(
+                    f"{config.init_from} kept other chips for validation: it may know some of these"
+                )
             variables = checkpoint.from_host(flat, variables, config.init_from)
         else:
             variables = imagenet.fill(variables, config.model.weights)
         return create_state(variables, config.optim.freeze)
 
-    def trained_variables(self) -> classifier.Variables:
-        """The weights of the run folder's checkpoint that `config.checkpoint` names."""
+    def trained_variables(self, same_validation: bool = False) -> classifier.Variables:
+        """The weights of the run folder's checkpoint that `config.checkpoint` names.
+
+        Raises:
+          BadInput: it has another vocabulary; with `same_validation`, it kept other chips for
+            validation than this stage has, so that it may have been trained on these.
+        """
         config = self.config
         flat, meta = checkpoint.read_weights(Path(config.workdir), config.checkpoint)
         self._check_vocabulary(meta, config.workdir)
+        if same_validation:
+            self.check_rows(meta, Path(config.workdir), ("valid_rows",))
         return checkpoint.from_host(
             flat, abstract_variables(len(self.data.labels.classes)), config.workdir
         )
@@ -137,7 +149,16 @@ class Stage:
             )
 
     def train_batches(self, first_step: int = 0, epochs: int = 0) -> Iterator[loader.Batch]:
-        """This host's shares of the training batches, from `first_step` on."""
+        """This host's shares of the training batches, from `first_step` on.
+
+        Raises:
+          BadInput: fewer chips to train on than one batch takes.
+        """
+        if self.steps_per_epoch == 0:
+            raise BadInput(
+                f"config.data.batch_size = {self.config.data.batch_size}: there are "
+                f"{len(self.train_rows)} chips to train on; lower it or give more chips"
+            )
         data, augment = self.config.data, dict(self.config.augment)
         return loader.train_batches(
             self.data,
@@ -191,11 +212,30 @@ class Stage:
             advance(n - batch_size * (len(parts) - 1))
         return np.concatenate([np.asarray(part) for part in parts])[:n]
 
-    def labels_digest(self) -> str:
-        """Changes when a name, a label or their order does."""
+    def rows_digests(self) -> dict[str, str]:
+        """What changes with a name or label of the chips that train, and of those that validate."""
+        return {
+            "train_rows": self._digest(self.train_rows),
+            "valid_rows": self._digest(self.valid_rows),
+        }
+
+    def _digest(self, rows: np.ndarray) -> str:
         labels = self.data.labels
-        text = "\n".join(labels.names).encode() + labels.targets.tobytes()
-        return hashlib.sha256(text).hexdigest()
+        names = "\n".join(labels.names[row] for row in rows)
+        return hashlib.sha256(names.encode() + labels.targets[rows].tobytes()).hexdigest()
+
+    def check_rows(self, meta: dict[str, Any], run: Path, kinds: Sequence[str] = ROWS) -> None:
+        """Refuses a checkpoint of a run that had other chips or labels to train on or to validate.
+
+        Raises:
+          BadInput: naming the run and the data.
+        """
+        now = self.rows_digests()
+        if any(meta[kind] != now[kind] for kind in kinds):
+            raise BadInput(
+                f"{run} was trained with other chips, labels, split or subset than "
+                f"{self.config.data.root} has now; restore the data or set workdir to a new folder"
+            )
 
 
 def abstract_variables(classes: int) -> classifier.Variables:
