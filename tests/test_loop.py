@@ -159,6 +159,8 @@ def test_what_is_refused_leaves_no_run_folder(tmp_path):
     with pytest.raises(BadInput, match="20 chips to train on"):
         commands.train(config)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(BadInput, match="20 chips to train on"):
+        commands.lr_range(config)
 
 
 def start(config_file, *flags):

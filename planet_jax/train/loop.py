@@ -25,7 +25,7 @@ from planet_jax.progress import Advance, progress, say
 from planet_jax.train.checkpoint import Checkpoints, Flat, from_host, read_meta, to_host
 from planet_jax.train.records import HISTORY_COLUMNS, STEP_COLUMNS, Smooth, Table
 from planet_jax.train.stage import Stage, abstract_variables
-from planet_jax.train.steps import TrainState, create_state, to_devices
+from planet_jax.train.steps import TrainState, create_state
 
 SIGTERM_STATUS = 143
 # A run may go on although these differ: they do not change its numbers.
@@ -203,15 +203,9 @@ class _Run:
         began = time.monotonic()
         batch = next(self.batches)
         self.waited += time.monotonic() - began
-        devices = jax.local_device_count()
-        on_devices = {name: to_devices(array, devices) for name, array in batch.items()}
         schedule = self.stage.schedule
-        rates = {
-            "lr": schedule.lr[self.step].astype(np.float32),
-            "beta1": np.asarray(schedule.beta1[self.step], np.float32),
-        }
-        self.state, loss = self.stage.train_step(
-            self.state, on_devices, rates, self.stage.dropout_key
+        self.state, loss = self.stage.take_step(
+            self.state, batch, schedule.lr[self.step], schedule.beta1[self.step]
         )
         self._settle()
         self.pending = (self.step, loss)

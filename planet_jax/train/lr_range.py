@@ -10,7 +10,7 @@ from planet_jax.errors import RunFailed
 from planet_jax.progress import progress
 from planet_jax.train.records import Smooth
 from planet_jax.train.stage import Stage
-from planet_jax.train.steps import TrainState, to_devices
+from planet_jax.train.steps import TrainState
 
 MOMENTUM = 0.9  # fastai leaves Adam's beta1 here during the test
 STOP_ABOVE = 4.0  # times the best smoothed loss
@@ -35,20 +35,12 @@ def run(stage: Stage, state: TrainState) -> tuple[Float[np.ndarray, " n"], Float
     """
     config = stage.config.lr_range
     rates = range_rates(config.steps, config.low, config.high)
-    epochs = -(-config.steps // stage.steps_per_epoch)
-    batches = stage.train_batches(epochs=epochs)
+    batches = stage.train_batches(steps=config.steps)
     state = jax.tree.map(lambda leaf: np.array(leaf), state)  # the step donates what it is given
     smooth, losses, best = Smooth(), [], math.inf
     with progress("LR-range test", config.steps, "steps") as advance:
         for lr in rates:
-            batch = next(batches)
-            devices = jax.local_device_count()
-            on_devices = {name: to_devices(array, devices) for name, array in batch.items()}
-            in_force = {
-                "lr": np.full(3, lr, np.float32),
-                "beta1": np.asarray(MOMENTUM, np.float32),
-            }
-            state, loss = stage.train_step(state, on_devices, in_force, stage.dropout_key)
+            state, loss = stage.take_step(state, next(batches), np.full(3, lr), MOMENTUM)
             value = smooth.add(float(loss))
             if not math.isfinite(value):
                 break

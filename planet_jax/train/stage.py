@@ -148,8 +148,18 @@ class Stage:
                 f"they differ in: {', '.join(differing)}"
             )
 
-    def train_batches(self, first_step: int = 0, epochs: int = 0) -> Iterator[loader.Batch]:
-        """This host's shares of the training batches, from `first_step` on.
+    def take_step(
+        self, state: TrainState, batch: loader.Batch, lr: Float[np.ndarray, "3"], beta1: float
+    ) -> tuple[TrainState, Array]:
+        """Sends off one step with these rates; `state` is spent, the loss is still to come."""
+        devices = jax.local_device_count()
+        on_devices = {name: to_devices(array, devices) for name, array in batch.items()}
+        rates = {"lr": lr.astype(np.float32), "beta1": np.asarray(beta1, np.float32)}
+        return self.train_step(state, on_devices, rates, self.dropout_key)
+
+    def train_batches(self, first_step: int = 0, steps: int = 0) -> Iterator[loader.Batch]:
+        """This host's shares of the training batches from `first_step` on, of the whole stage, or
+        of the epochs that `steps` steps take.
 
         Raises:
           BadInput: fewer chips to train on than one batch takes.
@@ -165,7 +175,7 @@ class Stage:
             self.train_rows,
             size=data.size,
             batch_size=data.batch_size,
-            epochs=epochs or self.config.train.epochs,
+            epochs=-(-steps // self.steps_per_epoch) or self.config.train.epochs,
             seed=self.config.seed,
             augment=augment if augment.pop("on") else None,
             first_epoch=self.first_epoch,
