@@ -78,10 +78,18 @@ def test_a_name_that_is_no_knob_is_refused_where_it_is_set(tmp_path):
 def test_any_value_is_taken_or_refused_by_name(name, value):
     try:
         knobs.check(name, value)
-        message = f"config.{name} is taken"
     except BadInput as error:
         message = str(error)
-    assert message.startswith(f"config.{name} ")
+        assert message.startswith(f"config.{name} ")
+        assert "\n" not in message
+    else:  # taken: of the default's type, finite, and within the knob's own rule
+        knob = knobs.KNOBS[name]
+        assert type(value) is type(knob.default) or (type(value), type(knob.default)) == (
+            int,
+            float,
+        )
+        assert value == value
+        assert knob.allowed(value)
 
 
 REFUSED = {

@@ -41,7 +41,7 @@ def test_group_rates_are_fastais_slices(reference):
 @pytest.mark.parametrize("steps", range(1, 8))
 def test_short_cycles_are_finite_and_within_bounds(steps):
     schedule = one_cycle(steps, group_rates((1.0,)))
-    assert len(schedule) == steps
+    assert len(schedule.lr) == len(schedule.beta1) == steps
     assert ((schedule.lr > 0) & (schedule.lr <= 1)).all()
     assert ((schedule.beta1 >= 0.85) & (schedule.beta1 <= 0.95)).all()
 

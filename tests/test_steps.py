@@ -50,10 +50,9 @@ def test_four_devices_train_as_one(variables, batch):
     assert losses_of_four[0] == pytest.approx(losses_of_one[0], rel=1e-4)
     assert losses_of_four == pytest.approx(losses_of_one, rel=0.05)
     assert losses_of_one[2] < losses_of_one[0]
-    stem = ("backbone", "bn1", "mean")  # nothing chaotic comes before it
-    for name in stem:
-        one, four = (getattr(s, "batch_stats", s)[name] for s in (one, four))
-    np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-6)
+    # The stem's mean has nothing chaotic before it.
+    stem = [state.batch_stats["backbone"]["bn1"]["mean"] for state in (one, four)]
+    np.testing.assert_allclose(stem[1], stem[0], rtol=1e-5, atol=1e-6)
     _, own = take_steps(variables, batch, 4, 1, norm="device")
     assert abs(own[0] - losses_of_one[0]) > 1e-3  # statistics of 4 chips are not those of 16
 

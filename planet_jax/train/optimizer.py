@@ -25,9 +25,6 @@ class Schedule:
     lr: Float[np.ndarray, "n 3"]
     beta1: Float[np.ndarray, " n"]
 
-    def __len__(self) -> int:
-        return len(self.lr)
-
 
 def group_rates(lr: tuple[float, ...]) -> Float[np.ndarray, "3"]:
     """One rate a group: one for all; two, spaced geometrically from stem to head; or all three.
