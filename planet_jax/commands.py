@@ -4,7 +4,6 @@ Those that need a `Stage` take one that is made already, to save making it again
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import shutil
 import subprocess
@@ -223,10 +222,9 @@ def _only_process_in(run: Path) -> Iterator[None]:
     """
     is_new = not run.exists()
     _writable(run)
-    run.mkdir(exist_ok=True)
-    with (run / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(run, wait=False))
         except BlockingIOError:
             raise BadInput(f"config.workdir = {run}: another process trains there") from None
         try:

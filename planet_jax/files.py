@@ -47,11 +47,15 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes waiting at the same folder; the lock goes with the process."""
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Keeps other processes out of the same folder; the lock goes with the process.
+
+    Raises:
+      BlockingIOError: another process is in there, and this one does not `wait`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
