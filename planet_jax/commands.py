@@ -4,21 +4,18 @@ Those that need a `Stage` take one that is made already, to save making it again
 """
 
 import contextlib
-import importlib.metadata
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from planet_jax.config import flatten, load, validate
+from planet_jax.config import load, validate
 from planet_jax.data import competition, loader, planet, sample
 from planet_jax.data import labels as label_file
 from planet_jax.errors import BadInput
@@ -33,7 +30,6 @@ from planet_jax.train import lr_range as range_test
 from planet_jax.train.stage import Stage, host_share
 
 COMPETITION_CLASSES = 17
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 def prepare(config: ConfigDict) -> planet.Dataset:
@@ -72,8 +68,10 @@ def _stage(config: ConfigDict, *, trained: bool = False) -> Stage:
     _writable(Path(config.workdir))
     if trained:
         checkpoint.require(Path(config.workdir), config.checkpoint)
+    elif checkpoint.read_meta(Path(config.workdir), "latest"):
+        pass  # it has weights of its own
     elif config.init_from:
-        checkpoint.require(Path(config.init_from), "latest")
+        checkpoint.require(Path(config.init_from), "latest", newest=True)
     else:
         imagenet.require(config.model.weights)
     return Stage(config, prepare(config))
@@ -87,8 +85,7 @@ def train(config: ConfigDict, stage: Stage | None = None) -> None:
             print(f"{run}: this run is finished")
         else:
             stage = stage or _stage(config)
-            if not (run / "config.json").exists():
-                write_json(run / "config.json", _provenance(config))
+            (run / "history.png").unlink(missing_ok=True)  # of a run that was shorter then
             loop.train(stage, run)
         if not (run / "history.png").exists():
             pictures.save(pictures.training_curves(run), run / "history.png")
@@ -200,9 +197,12 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
         print(f"\n== {run}", flush=True)
         stage = _stage(config)
         if not done:
-            show_batch(config, stage)
-            if config.lr_range.in_journey:
-                lr_range(config, stage)
+            for path in scored if config is last else ():
+                path.unlink(missing_ok=True)  # of weights that were not the last
+            if checkpoint.read_meta(run, "latest") is None:
+                show_batch(config, stage)
+                if config.lr_range.in_journey:
+                    lr_range(config, stage)
             train(config, stage)
         if config is last:
             evaluate(config, stage)
@@ -246,19 +246,6 @@ def _writable(run: Path) -> None:
             run.rmdir()
     except OSError as error:
         raise BadInput(f"config.workdir = {run}: cannot be written to ({error.strerror})") from None
-
-
-def _provenance(config: ConfigDict) -> dict[str, object]:
-    """What config.json holds: the knobs, and what ran them."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "config": flatten(config),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git_commit": commit or None,
-        "devices": [device.device_kind for device in jax.devices()],
-        "hosts": jax.process_count(),
-    }
 
 
 COMMANDS = {

@@ -109,7 +109,10 @@ KNOBS: dict[str, Knob] = {
     "train.precision": _choice(
         "float32", ("bfloat16",), "of the backbone's activations; parameters stay float32"),
     "train.save_every": _at_least(
-        0, 500, "steps between checkpoints; 0: at the end of epochs alone, which always save"),
+        0, 500, "steps between checkpoints; 0: any number; the end of an epoch always saves"),
+    "train.save_minutes": _at_least(0, 10.0, "minutes between checkpoints; 0: any number"),
+    "train.force": _flag(
+        False, "go on with a run though its knobs or data are others now; config.json notes it"),
     # The optimiser: fastai's fit_one_cycle
     "optim.lr": Knob(
         (1e-2, 2e-2), lambda value: _positive(value, (1, 2, 3)), "one to three numbers above 0",
@@ -130,6 +133,15 @@ KNOBS: dict[str, Knob] = {
     # Scores and predictions
     "score.threshold": _within(0, 1, 0.2, "probability above which a label is predicted"),
     "predict.folder": _text("", "images to predict; '': test-jpg of data.root"),
+}  # fmt: skip
+
+# These change no number of a run: they may differ when it goes on. A knob of the network, the data
+# or the training never stands here.
+FREE_KNOBS = {
+    "workdir", "checkpoint", "stages", "data.source", "data.root", "data.cache", "data.decoded",
+    "data.threads", "data.kaggle_competition", "data.kaggle_mirror", "data.test_chips",
+    "train.save_every", "train.save_minutes", "train.force", "lr_range.in_journey",
+    "lr_range.steps", "lr_range.low", "lr_range.high", "predict.folder",
 }  # fmt: skip
 
 

@@ -1,8 +1,13 @@
 """`python -m planet_jax.main [COMMAND] --config FILE [--config.KNOB=VALUE ...]`
 
-Commands: those of `commands.COMMANDS`; train when none is named. Ends with 0 when done, 2 at the
-user's mistake, 143 when stopped by SIGTERM after saving, 1 at a failure.
+Commands: those of `commands.COMMANDS`; train when none is named. Ends with 0 when done, 2 at what
+the user can mend, 143 when stopped by SIGTERM after saving, 130 by Ctrl-C, 1 at a failure.
 """
+
+from planet_jax import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before the imports, which take seconds
 
 import os
 import sys
@@ -14,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from planet_jax import commands, config
-from planet_jax.errors import BadInput, RunFailed, nearest
+from planet_jax.errors import BadInput, RunFailed, lacking, nearest
 
 FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its knobs")
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
@@ -47,6 +52,10 @@ def main(argv: list[str]) -> None:
         commands.COMMANDS[command](FLAG.value, *[named] * (command == "journey"))
     except (BadInput, RunFailed) as error:
         end(error, 2 if isinstance(error, BadInput) else 1)
+    except Exception as error:
+        if (line := lacking(error)) is None:
+            raise
+        end(line, 2)
 
 
 def end(message: object, status: int) -> NoReturn:
@@ -56,4 +65,7 @@ def end(message: object, status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    try:
+        app.run(main, flags_parser=parse)
+    finally:
+        stopping.ignore()

@@ -1,12 +1,19 @@
 """Orbax checkpoints of a run: `latest` to resume from, `best` by F2; neither evicts the other.
 
-A checkpoint holds `weights` (parameters and BatchNorm statistics), for `latest` the `optimizer`,
-and `meta` (JSON: what is needed to understand it). Trees are stored as flat dicts of host arrays
-under readable names, so any number of devices can open them and a mismatch can name its leaf.
+A checkpoint is the folder `checkpoints/KIND/STEP`, whole or not there. It holds `weights`
+(parameters and BatchNorm statistics), for `latest` the `optimizer`, `meta` (JSON: what is needed to
+understand it), and `digests.json`, the SHA-256 of every other file, by which damage to any byte is
+found. Trees are stored as flat dicts of host arrays under readable names, so any number of devices
+can open them and a mismatch can name its leaf. The layout is that of Orbax's CheckpointManager.
 """
 
-import contextlib
+import json
 import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +21,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from planet_jax.errors import BadInput, first_few
+from planet_jax.errors import BadInput, RunFailed, first_few, lacking
+from planet_jax.files import damage_of, flush, replacing_folder, seal
 from planet_jax.progress import say
 
 Flat = dict[str, np.ndarray]
-KEEP = {"latest": 2, "best": 1}  # the one before the latest is for when the latest is damaged
+Meta = dict[str, Any]
+FORMAT = 1  # in every meta: raise it when an older planet_jax could not read what is saved
+KEEP = 2  # of each kind: the one before is for when the newest is damaged
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
 
@@ -33,16 +43,16 @@ def from_host(flat: Flat, template: Any, where: str) -> Any:
     """The tree of `template` with the arrays of `flat`.
 
     Raises:
-      BadInput: naming leaves that are missing, too many or of another shape.
+      BadInput: naming leaves that are missing, too many or of another shape or type.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     wanted = {_name(path): leaf for path, leaf in paths}
     problems = [f"{name} is missing" for name in wanted if name not in flat]
     problems += [f"{name} is not known" for name in flat if name not in wanted]
     problems += [
-        f"{name} is {flat[name].shape}, not {leaf.shape}"
+        f"{name} is {flat[name].dtype}{list(flat[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
         for name, leaf in wanted.items()
-        if name in flat and flat[name].shape != leaf.shape
+        if name in flat and (flat[name].shape, flat[name].dtype) != (leaf.shape, leaf.dtype)
     ]
     if problems:
         raise BadInput(f"{where} holds another model: {first_few(problems)}")
@@ -54,105 +64,192 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints under `run/checkpoints`; a context manager that waits for the last save."""
+    """What a run saves: by a thread of its own, one after the other, while the run goes on.
+
+    A context manager that waits for the last save. The run folder must be locked: what a killed
+    process left half written is cleared.
+    """
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / "checkpoints"
-        self._managers = {
-            kind: ocp.CheckpointManager(
-                (self.folder / kind).absolute(),
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            )
-            for kind, keep in KEEP.items()
-        }
+        self.run, self.folder = run, run / "checkpoints"
+        for left_over in self.folder.glob("*/.*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._saving: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for manager in self._managers.values():
-            manager.wait_until_finished()
-            manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.raise_failure()
 
-    def save(self, kind: str, step: int, items: dict[str, Flat], meta: dict[str, Any]) -> None:
-        """Starts to save; returns as soon as the arrays need no longer be kept."""
-        manager = self._managers[kind]
-        if step in manager.all_steps():  # a run that resumed comes by here again, with the same
+    def save(self, step: int, kinds: Mapping[str, dict[str, Flat]], meta: Meta) -> None:
+        """Starts to save `{kind: items}`, in this order.
+
+        The arrays must stay as they are. What goes wrong is raised later, by `raise_failure`.
+        """
+        meta = {"format": FORMAT, "step": step, **meta}
+        self._saving = self._thread.submit(self._write, step, dict(kinds), meta)
+
+    def wait(self) -> None:
+        """Waits for the save that is under way; raises what `raise_failure` does."""
+        if self._saving is not None:
+            self._saving.exception()
+        self.raise_failure()
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._saving is not None and not self._saving.done()
+
+    def raise_failure(self) -> None:
+        """Raises what went wrong with the save before, if it has ended.
+
+        Raises:
+          BadInput: the disk is full, or cannot be written to.
+          RunFailed: Orbax failed otherwise.
+        """
+        if self._saving is None or not self._saving.done():
             return
-        arrays = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
-        manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+        error = self._saving.exception()
+        if error is not None:
+            kept = "the checkpoint before it is whole"
+            if line := lacking(error):
+                raise BadInput(f"{self.folder}: cannot save; {kept}; {line}") from None
+            raise RunFailed(f"{self.folder}: cannot save ({error}); {kept}") from error
 
-    def latest(self) -> tuple[int, dict[str, Flat], dict[str, Any]] | None:
-        """(step, items, meta) of the newest checkpoint to resume from, or None."""
-        manager = self._managers["latest"]
-        found = _newest(manager, ("weights", "optimizer"), self.folder / "latest")
+    def _write(self, step: int, kinds: dict[str, dict[str, Flat]], meta: Meta) -> None:
+        for kind, items in kinds.items():
+            path = self.folder / kind / str(step)
+            if path.exists():  # a run that resumed comes by here again
+                _remove(path)
+            with replacing_folder(path) as folder, _checkpointer() as orbax:
+                arrays = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
+                args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
+                orbax.save(folder.absolute(), args=args, force=True)
+                seal(folder)
+            flush(path.parent)
+            for old in _steps(path.parent)[:-KEEP]:
+                _remove(path.parent / str(old))
+
+    def latest(self) -> tuple[int, dict[str, Flat], Meta] | None:
+        """(step, items, meta) of the newest checkpoint to resume from, or None.
+
+        Damaged ones that are newer are removed, for their steps will be saved again.
+
+        Raises:
+          BadInput: there are some, and all are damaged.
+        """
+        folder = self.folder / "latest"
+        found = _newest(folder, ("weights", "optimizer"))
         if found is not None:
-            for step in manager.all_steps():
-                if step > found[0]:  # damaged; its number must be free to be saved again
-                    manager.delete(step)
+            for step in _steps(folder):
+                if step > found[0]:
+                    _remove(folder / str(step))
         return found
 
 
-def read_weights(run: Path, kind: str) -> tuple[Flat, dict[str, Any]]:
+def read_weights(run: Path, kind: str, newest: bool = False) -> tuple[Flat, Meta]:
     """(weights, meta) of a run's `best` or `latest` checkpoint.
 
     Raises:
-      BadInput: the run has no such checkpoint, or it cannot be read.
+      BadInput: the run has no such checkpoint, or it cannot be read; with `newest`, the newest is
+        damaged, though the one before it may be whole.
     """
-    require(run, kind)
-    folder = run / "checkpoints" / kind
-    with contextlib.closing(ocp.CheckpointManager(folder.absolute())) as manager:
-        found = _newest(manager, ("weights",), folder)
-    assert found is not None  # or `require` had refused
+    found = _newest(run / "checkpoints" / kind, ("weights",), newest)
+    if found is None:
+        raise _none_of(run, kind)
     return found[1]["weights"], found[2]
 
 
-def require(run: Path, kind: str) -> None:
-    """Refuses a run that has no `kind` checkpoint.
+def require(run: Path, kind: str, newest: bool = False) -> None:
+    """Refuses a run of which `read_weights` could not read.
 
     Raises:
-      BadInput: it has none, or one that cannot be read.
+      BadInput: as there.
     """
-    if read_meta(run, kind) is None:
-        raise BadInput(f"{run}: no {kind} checkpoint; train that run first")
+    if _newest(run / "checkpoints" / kind, (), newest) is None:
+        raise _none_of(run, kind)
 
 
-def read_meta(run: Path, kind: str) -> dict[str, Any] | None:
-    """What a run's newest `kind` checkpoint says of itself, or None when there is none."""
-    folder = run / "checkpoints" / kind
-    if not folder.is_dir():
-        return None
-    with contextlib.closing(ocp.CheckpointManager(folder.absolute())) as manager:
-        found = _newest(manager, (), folder)
+def _none_of(run: Path, kind: str) -> BadInput:
+    return BadInput(f"{run}: no {kind} checkpoint; train that run first")
+
+
+def read_meta(run: Path, kind: str) -> Meta | None:
+    """What a run's newest whole `kind` checkpoint says of itself, or None when there is none."""
+    found = _newest(run / "checkpoints" / kind, ())
     return found[2] if found else None
 
 
+def _steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in `folder`, ascending."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under its name it is whole until it is gone."""
+    aside = checkpoint.with_name(f".old-{checkpoint.name}-{uuid.uuid4().hex}")
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _newest(
-    manager: ocp.CheckpointManager, names: tuple[str, ...], where: Path
-) -> tuple[int, dict[str, Flat], dict[str, Any]] | None:
-    """(step, items, meta) of the newest checkpoint that can be read; None when there are none.
+    folder: Path, names: tuple[str, ...], newest: bool = False
+) -> tuple[int, dict[str, Flat], Meta] | None:
+    """(step, items, meta) of the newest checkpoint that is whole; None when there are none.
 
     Raises:
-      BadInput: there are some, and none can be read.
+      BadInput: there are some, and none is whole; or, with `newest`, the newest is not.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
+    steps = _steps(folder)
+    for step in reversed(steps):
         try:
-            return step, *_read(manager, step, names, where)
+            return step, *_read(folder / str(step), names)
         except BadInput as error:
-            if step == steps[-1]:
-                raise
+            if step == steps[0]:
+                raise BadInput(
+                    f"{error}, and there is none before it; remove the run folder to begin again"
+                ) from None
+            if newest:
+                raise BadInput(
+                    f"{error}; give that run's own command again, which makes it anew, or remove "
+                    "this folder to start from the one before it"
+                ) from None
             say(f"{error}; the one before it is used")
     return None
 
 
-def _read(
-    manager: ocp.CheckpointManager, step: int, names: tuple[str, ...], where: Path
-) -> tuple[dict[str, Flat], dict[str, Any]]:
+def _read(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Flat], Meta]:
+    """The items `names`, and meta, of a checkpoint whose every byte is as it was written."""
+    if damage := damage_of(path):
+        raise BadInput(f"{path}: this checkpoint is damaged: {damage}")
     args = {name: ocp.args.StandardRestore() for name in names}
     try:
-        found = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        text = str(error).strip().splitlines()[:1]
-        raise BadInput(f"{where}: checkpoint of step {step} cannot be read: {text}") from None
-    return {name: found[name] for name in names}, found["meta"]
+        meta = json.loads((path / "meta" / "metadata").read_text())
+        if meta["format"] != FORMAT:
+            raise ValueError(f"it has format {meta['format']}, this planet_jax reads {FORMAT}")
+        if not names:
+            return {}, meta
+        with _checkpointer() as orbax:
+            found = orbax.restore(path.absolute(), args=ocp.args.Composite(**args))
+        return {name: found[name] for name in names}, meta
+    except Exception as error:  # Orbax raises many things
+        text = " ".join(str(error).split())[:200]
+        raise BadInput(
+            f"{path}: this checkpoint cannot be read ({type(error).__name__}: {text})"
+        ) from None
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """For this process alone: each host reads for itself, and one saves what all have."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options)
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=options)

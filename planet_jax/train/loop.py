@@ -4,135 +4,137 @@ The order is: evaluate → checkpoint → next batch → step. A step's loss is 
 has been sent off, so the device never waits for the host.
 """
 
-import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from planet_jax.config import flatten
+from planet_jax import stopping
+from planet_jax.config import FREE_KNOBS, flatten
 from planet_jax.data.loader import Batch
 from planet_jax.errors import BadInput, RunFailed
+from planet_jax.files import write_json
 from planet_jax.progress import Advance, progress, say
-from planet_jax.train.checkpoint import Checkpoints, Flat, from_host, read_meta, to_host
-from planet_jax.train.records import HISTORY_COLUMNS, STEP_COLUMNS, Smooth, Table
+from planet_jax.train.checkpoint import Checkpoints, Flat, Meta, from_host, read_meta, to_host
+from planet_jax.train.records import Records, provenance
 from planet_jax.train.stage import Stage, abstract_variables
 from planet_jax.train.steps import TrainState, create_state
-
-SIGTERM_STATUS = 143
-# A run may go on although these differ: they do not change its numbers.
-FREE_KNOBS = {
-    "workdir", "checkpoint", "stages", "data.source", "data.root", "data.cache", "data.decoded",
-    "data.threads", "data.kaggle_competition", "data.kaggle_mirror", "data.test_chips",
-    "train.save_every", "lr_range.in_journey", "lr_range.steps", "lr_range.low", "lr_range.high",
-    "predict.folder",
-}  # fmt: skip
 
 
 def train(stage: Stage, run: Path) -> None:
     """Trains `stage` in the run folder `run`, going on from its latest checkpoint if it has one.
 
-    Writes checkpoints/, steps.csv and history.csv.
+    Writes checkpoints/, config.json, steps.csv and history.csv.
 
     Raises:
-      BadInput: the run was begun with other knobs, labels or another model.
+      BadInput: the run was begun with other knobs, labels or another model; it cannot be saved.
       RunFailed: the loss or a parameter is no longer finite; the last good checkpoint stays.
-      SystemExit: 143, after SIGTERM and a save.
+      Stopped: by SIGTERM, after a save.
     """
-    with Checkpoints(run) as checkpoints, _termination() as terminated:
+    with Checkpoints(run) as checkpoints:
         work = _Run(stage, run, checkpoints)
-        with progress(str(run), stage.steps, "steps", done=work.step) as advance:
+        with (
+            stopping.save_first(work.unsaved) as sigterm,
+            progress(str(run), stage.steps, "steps", done=work.step) as advance,
+        ):
             while True:
                 if work.epoch_ended():
-                    work.evaluate()
-                if work.save_is_due() or terminated.is_set():
+                    work.evaluate(sigterm)
+                if work.save_is_due() or (sigterm.asked and work.step > work.saved_at):
                     work.save()
-                if terminated.is_set():
-                    say(f"{run}: SIGTERM after step {work.step}: saved; the same command goes on")
-                    raise SystemExit(SIGTERM_STATUS)
-                if work.step == stage.steps:
-                    return
+                if sigterm.asked or work.step == stage.steps:
+                    checkpoints.wait()
+                    break
                 work.take_step(advance)
+                checkpoints.raise_failure()
+    if sigterm.asked:
+        say(f"{run}: SIGTERM after step {work.step}: saved; the same command goes on")
+        raise stopping.Stopped(stopping.SIGTERM_STATUS)
 
 
 def finished(config: ConfigDict, run: Path) -> bool:
     """Whether the run folder holds the last step of this very config.
 
     Raises:
-      BadInput: it was begun with other knobs.
+      BadInput: it was begun with other knobs, and `train.force` does not say to go on.
     """
     meta = read_meta(run, "latest")
     if meta is None:
         return False
-    _check_same(meta, config, run)
-    return meta["step"] == meta["steps"]
+    return not _changes(meta, config, run) and meta["step"] == meta["steps"]
 
 
-def _check_same(meta: dict[str, Any], config: ConfigDict, run: Path) -> None:
-    before = meta["config"]
-    differing = [
-        f"{name} was {before.get(name)!r} and is {_plain(value)!r}"
-        for name, value in flatten(config).items()
-        if name not in FREE_KNOBS and before.get(name) != _plain(value)
-    ]
-    if differing:
-        raise BadInput(
-            f"{run} was begun with other knobs: {'; '.join(differing)}; "
-            "set workdir to a new folder, or remove this one to begin again"
+def _changes(meta: Meta, config: ConfigDict, run: Path) -> dict[str, Any]:
+    """The knobs that were others when the run was saved, as they were then.
+
+    Raises:
+      BadInput: there are some, and `train.force` does not say to go on.
+    """
+    before, now = meta["config"], {name: _plain(v) for name, v in flatten(config).items()}
+    differing = [name for name in now if name not in FREE_KNOBS and before.get(name) != now[name]]
+    if differing and not config.train.force:
+        listed = "; ".join(
+            f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differing
         )
-
-
-@contextlib.contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets (signals reach the main thread alone)."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        event.set()
-
-    before = signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise BadInput(
+            f"{run} was begun with other knobs: {listed}; set workdir to a new folder, remove this "
+            "one to begin again, or set train.force=True to go on with the new knobs"
+        )
+    return {name: before.get(name) for name in differing}
 
 
 class _Run:
-    """A stage under way: the state, the tables, and the step whose loss is still to be read."""
+    """A stage under way: the state, its records, and the step whose loss is still to be read."""
 
     def __init__(self, stage: Stage, run: Path, checkpoints: Checkpoints) -> None:
         self.stage, self.run, self.checkpoints = stage, run, checkpoints
+        self.provenance = {**provenance(stage.config), "forced": []}
         found = checkpoints.latest()
-        meta: dict[str, Any] = {}
+        meta: Meta = {}
         if found is None:
             self.step, self.state = 0, stage.start_state()
         else:
             self.step, items, meta = found
-            _check_same(meta, stage.config, run)
-            stage.check_rows(meta, run)
+            self._check(meta)
             self.state = self._restore(items)
             say(f"{run}: goes on after step {self.step} of {stage.steps}")
-        self.saved_at = self.step
-        self.steps = Table(run / "steps.csv", STEP_COLUMNS, meta.get("steps_csv", ""))
-        self.history = Table(run / "history.csv", HISTORY_COLUMNS, meta.get("history_csv", ""))
-        self.smooth = Smooth()
-        for loss in self.steps.column("loss"):
-            self.smooth.add(loss)
+        if not (run / "config.json").exists() or self.provenance["forced"] != meta.get(
+            "forced", []
+        ):
+            write_json(run / "config.json", self.provenance)
+        self.records = Records(run, meta)
+        self.is_best = False  # of this step's weights, right after they were scored
         self.batches: Iterator[Batch] = stage.train_batches(self.step)
         self.pending: tuple[int, jax.Array] | None = None  # the step sent off last, and its loss
-        self.waited = 0.0  # seconds for input since the clock was set
-        self.clock = self.epoch_began = time.monotonic()
+        self.saved_at, self.saved_time = self.step, time.monotonic()
+
+    def _check(self, meta: Meta) -> None:
+        """Sees to it that the run may go on from this checkpoint, and how exactly it can."""
+        stage, force = self.stage, self.stage.config.train.force
+        changes, rows = _changes(meta, stage.config, self.run), stage.rows_digests()
+        if force:
+            changes |= {kind: meta[kind] for kind in rows if meta[kind] != rows[kind]}
+        else:
+            stage.check_rows(meta, self.run)
+        if meta["steps_per_epoch"] != stage.steps_per_epoch or self.step > stage.steps:
+            raise BadInput(
+                f"{self.run}: not even train.force can go on after step {self.step} of "
+                f"{meta['steps']}, {meta['steps_per_epoch']} an epoch, with {stage.steps} steps, "
+                f"{stage.steps_per_epoch} an epoch; set workdir to a new folder"
+            )
+        self.provenance["forced"] = meta["forced"] + (
+            [{"after_step": self.step, "was": changes}] if changes else []
+        )
+        if changes:
+            say(f"{self.run}: train.force: goes on although {', '.join(changes)} changed")
+        for name in ("versions", "devices"):
+            if meta[name] != self.provenance[name]:
+                say(f"{self.run}: was begun with other {name}: equal to the bit it may not end")
 
     def _restore(self, items: dict[str, Flat]) -> TrainState:
         freeze = self.stage.config.optim.freeze
@@ -143,66 +145,66 @@ class _Run:
     def epoch_ended(self) -> bool:
         """Whether an epoch has ended that history does not have yet."""
         epochs = self.step // self.stage.steps_per_epoch
-        return self.step % self.stage.steps_per_epoch == 0 and epochs > self.epochs_done
+        return self.step % self.stage.steps_per_epoch == 0 and epochs > self.records.epochs
 
-    @property
-    def epochs_done(self) -> int:
-        """Rows of history."""
-        return len(self.history.column("epoch"))
-
-    def evaluate(self) -> None:
-        """Scores the validation chips; a new row of history, and perhaps a new best."""
+    def evaluate(self, sigterm: stopping.SaveFirst) -> None:
+        """Scores the validation chips: a new row of history. SIGTERM leaves it to a later run."""
         self._settle()
-        scores, _ = self.stage.evaluate(self.state.variables)
-        better = scores["fbeta"] > max(self.history.column("fbeta"), default=-1.0)
-        seconds = time.monotonic() - self.epoch_began
-        epoch = self.epochs_done
-        self.history.add(epoch, self.smooth.value, *scores.values(), round(seconds, 2))
+        try:
+            scores, _ = self.stage.evaluate(self.state.variables, lambda: sigterm.asked)
+        except stopping.Stopped:
+            return
+        epoch, loss = self.records.epochs, self.records.smooth.value
+        self.is_best = self.records.add_epoch(**scores)
         figures = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        say(f"{self.run}: epoch {epoch}  train_loss {self.smooth.value:.4f}  {figures}")
-        if better:
-            self._save("best", {"weights": self._host_weights()})
-        self.clock = self.epoch_began = time.monotonic()
+        say(f"{self.run}: epoch {epoch}  train_loss {loss:.4f}  {figures}")
+
+    def unsaved(self) -> bool:
+        """Whether steps would be lost if the process ended now."""
+        return self.step > self.saved_at or self.checkpoints.saving
 
     def save_is_due(self) -> bool:
-        """At the end of every epoch, and every `train.save_every` steps since."""
-        every = self.stage.config.train.save_every
-        at_epoch = self.step % self.stage.steps_per_epoch == 0
-        due = at_epoch or (every > 0 and self.step % every == 0)
-        return due and self.step > self.saved_at
+        """At the end of an epoch; after `train.save_every` steps or `train.save_minutes`."""
+        if self.step == self.saved_at:
+            return False
+        knobs, minutes = self.stage.config.train, (time.monotonic() - self.saved_time) / 60
+        return (
+            self.step % self.stage.steps_per_epoch == 0
+            or (knobs.save_every > 0 and self.step % knobs.save_every == 0)
+            or 0 < knobs.save_minutes <= minutes
+        )
 
     def save(self) -> None:
-        """Starts to save what a resumed run needs."""
+        """Starts to save what a resumed run needs, and apart from it the best weights."""
         self._settle()
-        optimizer = to_host({"step": self.state.step, "opt_state": self.state.opt_state})
-        self._save("latest", {"weights": self._host_weights(), "optimizer": optimizer})
-        self.saved_at = self.step
-        self.clock = time.monotonic()
+        with self.records.waiting("save"):
+            self.checkpoints.wait()  # at most one copy is held for the disk
+            weights = to_host(self.state.variables)
+            if not all(np.isfinite(array).all() for array in weights.values()):
+                raise self._diverged(self.step - 1, "a parameter")
+            optimizer = to_host({"step": self.state.step, "opt_state": self.state.opt_state})
+            kinds = {"best": {"weights": weights}} if self.is_best else {}
+            kinds["latest"] = {"weights": weights, "optimizer": optimizer}
+            # The best first: a run that goes on from this latest is never without it.
+            self.checkpoints.save(self.step, kinds, self._meta())
+        self.is_best = False
+        self.saved_at, self.saved_time = self.step, time.monotonic()
 
-    def _host_weights(self) -> Flat:
-        weights = to_host(self.state.variables)
-        if not all(np.isfinite(array).all() for array in weights.values()):
-            raise self._diverged(self.step - 1, "a parameter")
-        return weights
-
-    def _save(self, kind: str, items: dict[str, Flat]) -> None:
-        meta = {
-            "step": self.step,
+    def _meta(self) -> Meta:
+        return {
             "steps": self.stage.steps,
+            "steps_per_epoch": self.stage.steps_per_epoch,
             "first_epoch": self.stage.first_epoch,
-            "config": flatten(self.stage.config),
             "classes": list(self.stage.data.labels.classes),
             **self.stage.rows_digests(),
-            "steps_csv": self.steps.text,
-            "history_csv": self.history.text,
+            **self.provenance,
+            **self.records.to_save(),
         }
-        self.checkpoints.save(kind, self.step, items, meta)
 
     def take_step(self, advance: Advance) -> None:
         """Sends off the next step, then reads the loss of the one before."""
-        began = time.monotonic()
-        batch = next(self.batches)
-        self.waited += time.monotonic() - began
+        with self.records.waiting("input"):
+            batch = next(self.batches)
         schedule = self.stage.schedule
         self.state, loss = self.stage.take_step(
             self.state, batch, schedule.lr[self.step], schedule.beta1[self.step]
@@ -210,30 +212,19 @@ class _Run:
         self._settle()
         self.pending = (self.step, loss)
         self.step += 1
-        advance(note=f"loss {self.smooth.value:.4f}" if self.smooth.n else "")
+        smooth = self.records.smooth
+        advance(note=f"loss {smooth.value:.4f}" if smooth.n else "")
 
     def _settle(self) -> None:
         """Reads the pending loss, which waits for its step, and writes its row."""
         if self.pending is None:
             return
-        step, loss_on_device = self.pending
-        self.pending = None
+        (step, loss_on_device), self.pending = self.pending, None
         loss = float(loss_on_device)
         if not math.isfinite(loss):
             raise self._diverged(step, "the loss")
-        now = time.monotonic()
-        seconds, self.clock = now - self.clock, now
-        waited, self.waited = self.waited, 0.0
-        schedule = self.stage.schedule
-        self.steps.add(
-            step,
-            loss,
-            self.smooth.add(loss),
-            *schedule.lr[step].tolist(),
-            float(schedule.beta1[step]),
-            round(self.stage.config.data.batch_size / seconds, 2),
-            round(min(waited / seconds, 1.0), 4),
-        )
+        lr, beta1 = self.stage.schedule.lr[step].tolist(), float(self.stage.schedule.beta1[step])
+        self.records.add_step(step, loss, lr, beta1, self.stage.config.data.batch_size)
 
     def _diverged(self, step: int, what: str) -> RunFailed:
         kept = f"the checkpoint of step {self.saved_at}" if self.saved_at else "no checkpoint"

@@ -1,18 +1,30 @@
 """The tables of a run folder: `steps.csv`, written as the run goes, and `history.csv`.
 
 Their text travels in the checkpoints, so a run that resumes has exactly the rows of its past,
-whatever a crash did to the files.
+whatever a crash did to the files. All times are of a clock that nobody sets.
 """
 
+import contextlib
+import importlib.metadata
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from planet_jax.files import replacing
+import jax
+from ml_collections import ConfigDict
+
+from planet_jax.config import flatten
+from planet_jax.errors import BadInput
+from planet_jax.files import naming, replacing
 
 SMOOTHING = 0.98  # fastai's beta for the training loss
 STEP_COLUMNS = (
     "step", "loss", "smooth_loss", "lr_group0", "lr_group1", "lr_group2", "beta1",
-    "images_per_second", "input_wait",
+    "images_per_second", "input_wait", "save_stall",
 )  # fmt: skip
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy_thresh", "fbeta", "time")
 
 
@@ -34,8 +46,10 @@ class Table:
     """A CSV file that grows by rows of numbers; `text` is all of it."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], text: str = "") -> None:
-        self.path, self.columns = path, columns
-        self._parts = [text or ",".join(columns) + "\n"]
+        self.path, self.columns, head = path, columns, ",".join(columns) + "\n"
+        if text and not text.startswith(head):
+            raise BadInput(f"{path}: the run was begun by another planet_jax, with other columns")
+        self._parts = [text or head]
         with replacing(path) as temporary:
             temporary.write_text(self._parts[0])
 
@@ -54,5 +68,79 @@ class Table:
         """Appends a row; floats are written so that they read back the same."""
         row = ",".join(repr(value) for value in values) + "\n"
         self._parts.append(row)
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(row)
+
+
+class Records:
+    """Both tables of a run, the smoothed loss, and the clocks of the step and the epoch under way.
+
+    `saved` is what `to_save` gave when the run was saved; {} for a run's start.
+
+    Attributes:
+      smooth: the training loss, smoothed.
+      epochs: rows of history so far.
+    """
+
+    def __init__(self, run: Path, saved: Mapping[str, str]) -> None:
+        self._steps = Table(run / "steps.csv", STEP_COLUMNS, saved.get("steps_csv", ""))
+        self._history = Table(run / "history.csv", HISTORY_COLUMNS, saved.get("history_csv", ""))
+        self.smooth = Smooth()
+        for loss in self._steps.column("loss"):
+            self.smooth.add(loss)
+        self._scores = self._history.column("fbeta")
+        self.begin_epoch()
+
+    @property
+    def epochs(self) -> int:
+        return len(self._scores)
+
+    def to_save(self) -> dict[str, str]:
+        """The tables, for a checkpoint."""
+        return {"steps_csv": self._steps.text, "history_csv": self._history.text}
+
+    def begin_epoch(self) -> None:
+        """Sets the clocks: the next step, and the next epoch, begin now."""
+        self._epoch_began = self._step_began = time.monotonic()
+        self._waits = {"input": 0.0, "save": 0.0}
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """The step under way waits, for its `input` or for a `save`, as long as the block takes."""
+        began = time.monotonic()
+        yield
+        self._waits[what] += time.monotonic() - began
+
+    def add_step(
+        self, step: int, loss: float, lr: Sequence[float], beta1: float, chips: int
+    ) -> None:
+        """A row of steps.csv; what the step took is counted without the save's stall."""
+        now, stall = time.monotonic(), self._waits["save"]
+        seconds = max(now - self._step_began - stall, 1e-9)
+        share = min(self._waits["input"] / seconds, 1.0)
+        self._step_began, self._waits = now, {"input": 0.0, "save": 0.0}
+        figures = round(chips / seconds, 2), round(share, 4), round(stall, 4)
+        self._steps.add(step, loss, self.smooth.add(loss), *lr, beta1, *figures)
+
+    def add_epoch(self, valid_loss: float, accuracy_thresh: float, fbeta: float) -> bool:
+        """A row of history.csv; whether its F2 is the best so far."""
+        seconds = round(time.monotonic() - self._epoch_began, 2)
+        scores = valid_loss, accuracy_thresh, fbeta
+        self._history.add(self.epochs, self.smooth.value, *scores, seconds)
+        best = fbeta > max(self._scores, default=-1.0)
+        self._scores.append(fbeta)
+        self.begin_epoch()
+        return best
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """What config.json and every checkpoint tell: the knobs, and what ran them."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "config": flatten(config),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": commit or None,
+        "devices": [device.device_kind for device in jax.devices()],
+        "hosts": jax.process_count(),
+    }

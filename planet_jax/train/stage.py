@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from planet_jax import stopping
 from planet_jax.data import labels as label_file
 from planet_jax.data import loader, planet
 from planet_jax.errors import BadInput
@@ -112,7 +113,7 @@ class Stage:
         config = self.config
         variables = classifier.init(len(self.data.labels.classes), config.seed)
         if config.init_from:
-            flat, meta = checkpoint.read_weights(Path(config.init_from), "latest")
+            flat, meta = checkpoint.read_weights(Path(config.init_from), "latest", newest=True)
             self._check_vocabulary(meta, config.init_from)
             if meta["valid_rows"] != self.rows_digests()["valid_rows"]:
                 say(
@@ -184,13 +185,20 @@ class Stage:
             threads=data.threads,
         )
 
-    def evaluate(self, variables: classifier.Variables) -> tuple[dict[str, float], np.ndarray]:
-        """The notebook's three figures over the validation chips, and their logits [n, classes]."""
+    def evaluate(
+        self, variables: classifier.Variables, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """The notebook's three figures over the validation chips, and their logits [n, classes].
+
+        Raises:
+          Stopped: `stop()` became true between two batches.
+        """
         data = self.config.data
         batches = loader.score_batches(
             self.data, self.valid_rows, size=data.size, batch_size=data.batch_size,
             share=host_share(), threads=data.threads,
         )  # fmt: skip
+        batches = stopping.until(stop, batches)
         logits = self.logits(variables, batches, len(self.valid_rows), "validating")
         targets = self.data.labels.targets[self.valid_rows]
         probabilities = metrics.sigmoid(logits)
