@@ -7,12 +7,15 @@ found. Trees are stored as flat dicts of host arrays under readable names, so an
 can open them and a mismatch can name its leaf. The layout is that of Orbax's CheckpointManager.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import sys
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from planet_jax.errors import BadInput, RunFailed, first_few, lacking
-from planet_jax.files import damage_of, flush, replacing_folder, seal
+from planet_jax.files import damage_of, flush, seal
 from planet_jax.progress import say
 
 Flat = dict[str, np.ndarray]
@@ -30,7 +33,9 @@ Meta = dict[str, Any]
 FORMAT = 1  # in every meta: raise it when an older planet_jax could not read what is saved
 KEEP = 2  # of each kind: the one before is for when the newest is damaged
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
+# Orbax logs every file; what it logs of errors it raises as well.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def to_host(tree: Any) -> Flat:
@@ -115,7 +120,7 @@ class Checkpoints:
             return
         error = self._saving.exception()
         if error is not None:
-            kept = "the checkpoint before it is whole"
+            kept = "what was saved before is whole"
             if line := lacking(error):
                 raise BadInput(f"{self.folder}: cannot save; {kept}; {line}") from None
             raise RunFailed(f"{self.folder}: cannot save ({error}); {kept}") from error
@@ -123,13 +128,19 @@ class Checkpoints:
     def _write(self, step: int, kinds: dict[str, dict[str, Flat]], meta: Meta) -> None:
         for kind, items in kinds.items():
             path = self.folder / kind / str(step)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():  # a run that resumed comes by here again
                 _remove(path)
-            with replacing_folder(path) as folder, _checkpointer() as orbax:
-                arrays = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
-                args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
-                orbax.save(folder.absolute(), args=args, force=True)
-                seal(folder)
+            arrays = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
+            args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
+            with tempfile.TemporaryDirectory(
+                dir=path.parent, prefix=".tmp-", ignore_cleanup_errors=True
+            ) as folder:
+                whole = Path(folder).absolute() / path.name
+                with _checkpointer() as orbax, _quiet_failure():
+                    orbax.save(whole, args=args)
+                seal(whole)
+                os.replace(whole, path)
             flush(path.parent)
             for old in _steps(path.parent)[:-KEEP]:
                 _remove(path.parent / str(old))
@@ -241,6 +252,14 @@ def _read(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Flat], Meta]:
         raise BadInput(
             f"{path}: this checkpoint cannot be read ({type(error).__name__}: {text})"
         ) from None
+
+
+@contextlib.contextmanager
+def _quiet_failure() -> Iterator[None]:
+    """After one write has failed, tensorstore reports all others, to an event loop that is gone."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    yield
+    sys.unraisablehook = before
 
 
 def _checkpointer() -> ocp.Checkpointer:
