@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from planet_jax.errors import BadInput, nearest
 
+MOST = 10**9  # more is a slip of the hand, and may not fit an array's index or a float
+
 
 class Knob(NamedTuple):
     """A default (which fixes the type), a test of what is allowed, and that test in words."""
@@ -26,7 +28,8 @@ class Knob(NamedTuple):
 
 
 def _at_least(low: float, default: Any, meaning: str) -> Knob:
-    return Knob(default, lambda value: value >= low, f"at least {low}", meaning)
+    rule = f"at least {low} (and at most {MOST:,})"
+    return Knob(default, lambda value: low <= value <= MOST, rule, meaning)
 
 
 def _above(low: float, default: Any, meaning: str) -> Knob:
@@ -52,7 +55,7 @@ def _flag(default: bool, meaning: str) -> Knob:
 
 def _positive(values: tuple[float, ...], lengths: tuple[int, ...]) -> bool:
     """A tuple of numbers above 0, of a length that has a meaning."""
-    numbers = all(isinstance(value, int | float) and 0 < value < float("inf") for value in values)
+    numbers = all(isinstance(value, int | float) and 0 < value <= MOST for value in values)
     return len(values) in lengths and numbers
 
 

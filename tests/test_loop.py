@@ -1,18 +1,25 @@
+import errno
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
+import jax
+import matplotlib.figure
 import numpy as np
+import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 from conftest import ROOT, needs_shared, write_chips
 
 from planet_jax import commands
 from planet_jax.config import get_config
-from planet_jax.errors import BadInput, RunFailed
-from planet_jax.train import checkpoint
+from planet_jax.errors import BadInput, RunFailed, lacking
+from planet_jax.files import damage_of
+from planet_jax.train import checkpoint, records
 
 LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips to train on, 4 to validate: 5 steps an epoch
 
@@ -149,6 +156,139 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(trained, tmp_pa
     pd.testing.assert_frame_equal(same[0][0], same[1][0], check_exact=True)
 
 
+def test_a_changed_run_goes_on_when_forced_and_config_json_notes_it(trained, tmp_path, capsys):
+    folder, _ = trained
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    change = {"optim.weight_decay": 0.02, "train.epochs": 3}
+    with pytest.raises(BadInput, match=r"set train\.force=True to go on"):
+        commands.train(small_config(folder, workdir=str(run), **change))
+    commands.train(small_config(folder, workdir=str(run), **change, **{"train.force": True}))
+    assert "goes on although optim.weight_decay, train.epochs changed" in capsys.readouterr().err
+    noted = json.loads((run / "config.json").read_text())
+    assert noted["forced"] == [
+        {"after_step": 10, "was": {"train.epochs": 2, "optim.weight_decay": 0.01}}
+    ]
+    assert noted["config"]["train.epochs"] == 3
+    assert len(pd.read_csv(run / "steps.csv")) == 15
+    _, meta = checkpoint.read_weights(run, "latest")
+    assert meta["forced"] == noted["forced"]
+    commands.train(small_config(folder, workdir=str(run), **change))  # it is the run's config now
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"not even train\.force can go on"):
+        commands.train(
+            small_config(folder, workdir=str(run), **{"train.force": True, "data.batch_size": 8})
+        )
+
+
+def test_any_byte_of_a_checkpoint_that_changes_is_found(trained, tmp_path):
+    whole = trained[0] / "run" / "checkpoints" / "latest" / "10"
+    assert damage_of(whole) == ""
+    files = [path for path in sorted(whole.rglob("*")) if path.is_file()]
+    rng = np.random.default_rng(0)
+    for i, file in enumerate(files):
+        path = tmp_path / str(i)
+        shutil.copytree(whole, path, copy_function=os.link)  # 200 MB each would take their time
+        target = path / file.relative_to(whole)
+        content = bytearray(target.read_bytes())
+        target.unlink()
+        assert damage_of(path)
+        target.write_bytes(content[:-1])
+        assert damage_of(path)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        target.write_bytes(content)
+        assert damage_of(path)
+        shutil.rmtree(path)
+
+
+def test_orbaxs_own_manager_reads_a_checkpoint(trained):
+    with ocp.CheckpointManager(trained[0] / "run" / "checkpoints" / "latest") as manager:
+        found = manager.restore(10, args=ocp.args.Composite(weights=ocp.args.StandardRestore()))
+    ours, meta = checkpoint.read_weights(trained[0] / "run", "latest")
+    assert found["weights"].keys() == ours.keys()
+    for name, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, found["weights"][name])
+    assert meta["classes"] == ["a", "b", "c"]
+    assert meta["versions"]["jax"] == jax.__version__
+
+
+def test_a_damaged_start_is_not_replaced_by_an_older_one_in_silence(trained, tmp_path):
+    folder, _ = trained
+    first = tmp_path / "first"
+    shutil.copytree(folder / "run", first)
+    (first / "checkpoints" / "latest" / "10" / "meta" / "metadata").write_bytes(b"{}")
+    chained = small_config(folder, init_from=str(first), workdir=str(tmp_path / "next"))
+    with pytest.raises(BadInput, match=r"damaged: meta/metadata .* give that run's own command"):
+        commands.train(chained)
+
+
+def test_a_disk_that_is_full_again_and_again_costs_nothing_that_was_saved(
+    trained, tmp_path, monkeypatch
+):
+    """Nor do saves whose moment the clock decides: here, after every step."""
+    folder, _ = trained
+    run = tmp_path / "run"
+    config = small_config(folder, workdir=str(run), **{"train.save_minutes": 1e-9})
+    save, add = ocp.Checkpointer.save, records.Table.add
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save_but_3(self, path, **kwargs):
+        full() if path.name == "3" else save(self, path, **kwargs)
+
+    def add_but_6(self, *row):
+        full() if row[0] == 6 else add(self, *row)
+
+    for owner, name, fails, saved in (
+        (ocp.Checkpointer, "save", save_but_3, 2),
+        (records.Table, "add", add_but_6, 6),
+        (matplotlib.figure.Figure, "savefig", full, 10),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, fails)
+            with pytest.raises((BadInput, OSError)) as caught:
+                commands.train(config)
+        assert "No space left" in (lacking(caught.value) or str(caught.value))
+        assert checkpoint.read_meta(run, "latest")["step"] == saved
+        assert not list(run.rglob(".tmp-*"))
+    commands.train(config)
+    (steps, history, *_), other = outcome(folder / "run"), outcome(run)
+    pd.testing.assert_frame_equal(steps, other[0], check_exact=True)
+    pd.testing.assert_frame_equal(history, other[1], check_exact=True)
+    assert (run / "history.png").exists()
+    stalls = pd.read_csv(run / "steps.csv")["save_stall"]
+    began = stalls.index.isin([0, 2, 6])  # with these steps a process began
+    assert (stalls[began] == 0).all()
+    assert (stalls[~began] > 0).all()
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_even_the_start_with_one_line(tmp_path, how, status):
+    process = start(tmp_path / "none.py")
+    time.sleep(0.5)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=5)
+    assert process.returncode == status
+    assert len(output.splitlines()) == 1
+    assert "the same command goes on" in output
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat x"), "batch_size"),
+        (MemoryError(), "batch_size"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "/x: Read-only file system"),
+        (ValueError("page\nRESOURCE_EXHAUSTED: No space left on device"), "free some room"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error, line):
+    assert line in lacking(error)
+    assert "\n" not in lacking(error)
+    assert lacking(ValueError("a bug")) is None
+
+
 def test_other_validation_chips_are_refused_by_evaluate(trained):
     folder, _ = trained
     with pytest.raises(BadInput, match="with other chips, labels, split or subset"):
@@ -185,7 +325,9 @@ def kill_after(process, run, rows, how):
 
 
 def outcome(run):
-    steps = pd.read_csv(run / "steps.csv").drop(columns=["images_per_second", "input_wait", "save_stall"])
+    steps = pd.read_csv(run / "steps.csv").drop(
+        columns=["images_per_second", "input_wait", "save_stall"]
+    )
     history = pd.read_csv(run / "history.csv").drop(columns="time")
     with checkpoint.Checkpoints(run) as checkpoints:
         step, items, _ = checkpoints.latest()

@@ -1,0 +1,41 @@
+"""Four small stages, as the notebook chains them, in the folder that FAULTS_FOLDER names.
+
+The network is ResNet50 with one block a layer and narrow outputs, so that fifty kills do not take
+a day; FAULTS_NETWORK=whole takes ResNet50 itself. All else is the program as it is.
+"""
+
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from planet_jax.config import get_config as base
+from planet_jax.model import resnet
+
+STAGES = ("stage1", "stage2", "stage1_256", "stage2_256")
+
+
+def get_config(stage: str = "") -> ConfigDict:
+    if os.environ.get("FAULTS_NETWORK") != "whole":
+        resnet.STAGES, resnet.EXPANSION = (1, 1, 1, 1), 1
+    folder = Path(os.environ["FAULTS_FOLDER"])
+    config = base()
+    if not stage:
+        config.stages = tuple(f"{__file__}:{name}" for name in STAGES)
+        return config
+    before = STAGES[: STAGES.index(stage)]
+    config.workdir = str(folder / stage)
+    config.init_from = str(folder / before[-1]) if before else ""
+    config.checkpoint = "latest"
+    config.data.root = str(folder.parent / "chips")
+    config.data.cache = str(folder / "cache")
+    config.data.size = 64 if "256" in stage else 32
+    config.data.batch_size = 4
+    config.model.weights = "random"
+    config.optim.freeze = "stage1" in stage
+    config.train.epochs = 2
+    config.train.save_every = 3
+    config.lr_range.steps = 17
+    config.lr_range.in_journey = config.optim.freeze
+    config.predict.folder = str(folder.parent / "chips" / "train-jpg")
+    return config
