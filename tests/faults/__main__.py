@@ -43,19 +43,23 @@ class Faults:
     """One untouched chain in `home`, and the faults that others suffer."""
 
     def __init__(self, home: Path, seed: int) -> None:
-        self.home, self.rng, self.n = home, np.random.default_rng(seed), 0
+        self.home, self.rng = home, np.random.default_rng(seed)
         make_chips(home)
         self.whole = home / "untouched"
-        begun = end(start(self.whole))  # which also fills the cache of compiled programs
+        begun = end(start(self.new()))  # which also fills the cache of compiled programs
         assert begun.status == 0, begun.output
+        (home / "run").rename(self.whole)
         again = self.new()
         self.seconds = end(start(again)).seconds
         self.check(again)
         tell(f"untouched: {begun.seconds:.0f} s, {self.seconds:.0f} s with a warm cache")
 
     def new(self) -> Path:
-        self.n += 1
-        return self.home / f"run{self.n}"
+        """A folder, always of the same name: a run remembers where it started from."""
+        folder = self.home / "run"
+        if folder.exists():  # there was trouble
+            folder.rename(tempfile.mkdtemp(prefix="trouble", dir=self.home) + "/run")
+        return folder
 
     def check(self, folder: Path) -> bool:
         """Whether a finished chain equals the untouched one; then it is removed."""
@@ -75,12 +79,15 @@ class Faults:
 
     def kills(self, count: int, by_file: int) -> Row:
         """Kills at uniform moments, SIGKILL and SIGTERM in turn, five to a chain; and some at the
-        moment at which a file is opened, renamed or removed, which no clock hits by chance."""
+        moment at which a file is opened, renamed or removed, which no clock hits by chance. Each
+        chain begins with one more of the four stages done, so that all meet as many."""
         equal, moments, slowest = 0, [], 0.0
         kinds = ["moment"] * count + ["file"] * by_file
         groups = [kinds[i : i + 5] for i in range(0, len(kinds), 5)]
-        for group in groups:
+        for n, group in enumerate(groups):
             folder, good = self.new(), True
+            for done in ("cache", *STAGES)[: n % 4 + 1] if n % 4 else ():
+                copy(self.whole / done, folder / done)
             for i, kind in enumerate(group):
                 if kind == "moment":
                     how = (signal.SIGKILL, signal.SIGTERM)[i % 2]

@@ -13,11 +13,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
 from planet_jax import config as knobs
+from planet_jax import files
 from planet_jax.data import labels, planet
 from planet_jax.errors import BadInput
 from planet_jax.files import seal
@@ -163,8 +165,8 @@ def forged_checkpoint(rng: Rng, folder: Path) -> None:
 
 def _any_file(run: Path, rng: Rng) -> Path:
     step = run / "checkpoints" / "latest" / "1"
-    files = sorted(path for path in step.rglob("*") if path.is_file())
-    return files[rng.integers(len(files))]
+    found = sorted(path for path in step.rglob("*") if path.is_file())
+    return found[rng.integers(len(found))]
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -186,7 +188,7 @@ def one(target: Callable[[Rng, Path], None], seed: int, number: int, folder: Pat
     """Tries one input: '' when it was taken or refused rightly, else what went wrong."""
     rng = np.random.default_rng([seed, number])
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), mock.patch.object(files, "flush"):  # to be fast
             warnings.simplefilter("ignore")
             target(rng, folder)
     except BadInput as error:
