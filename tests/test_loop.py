@@ -304,12 +304,24 @@ def test_what_is_refused_leaves_no_run_folder(tmp_path):
         commands.lr_range(config)
 
 
-def start(config_file, *flags):
+def start(config_file, *flags, command="train"):
     env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "planet_jax.main", "train", "--config", str(config_file), *flags],
+        [sys.executable, "-m", "planet_jax.main", command, "--config", str(config_file), *flags],
         cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def config_file(folder):
+    file = folder / "small.py"
+    file.write_text(
+        "from pathlib import Path\nimport sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from test_loop import small_config\n"
+        "def get_config():\n"
+        f"    return small_config(Path({str(folder)!r}), **{{'train.save_every': 2}})\n"
+    )
+    return file
 
 
 def kill_after(process, run, rows, how):
@@ -337,14 +349,7 @@ def outcome(run):
 def test_a_killed_run_ends_as_the_untouched_one(tmp_path):
     """Bit for bit: every row, weight and moment; SIGTERM saves at once and ends with 143."""
     small_config(tmp_path)
-    file = tmp_path / "small.py"
-    file.write_text(
-        "from pathlib import Path\nimport sys\n"
-        f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from test_loop import small_config\n"
-        "def get_config():\n"
-        f"    return small_config(Path({str(tmp_path)!r}), **{{'train.save_every': 2}})\n"
-    )
+    file = config_file(tmp_path)
     for name in ("whole", "killed"):
         if name == "killed":
             run = tmp_path / name
@@ -363,6 +368,17 @@ def test_a_killed_run_ends_as_the_untouched_one(tmp_path):
     for part, leaves in items.items():
         for name, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, other[3][part][name])
+
+
+@pytest.mark.slow
+def test_a_run_of_four_devices_is_read_by_one(trained):
+    folder, _ = trained  # whose checkpoints four devices saved
+    process = start(config_file(folder), "--config.checkpoint=latest", command="evaluate")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    history = pd.read_csv(folder / "run" / "history.csv").iloc[-1]
+    scores = pd.read_json(folder / "run" / "metrics.json", typ="series")
+    assert scores["valid_loss"] == pytest.approx(history["valid_loss"], rel=1e-4)
 
 
 @needs_shared

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from planet_jax import stopping
-from planet_jax.config import FREE_KNOBS, flatten
+from planet_jax.config import FREE_KNOBS, KNOBS, flatten
 from planet_jax.data.loader import Batch
 from planet_jax.errors import BadInput, RunFailed
 from planet_jax.files import write_json
@@ -75,17 +75,19 @@ def _changes(meta: Meta, config: ConfigDict, run: Path) -> dict[str, Any]:
     Raises:
       BadInput: there are some, and `train.force` does not say to go on.
     """
-    before, now = meta["config"], {name: _plain(v) for name, v in flatten(config).items()}
-    differing = [name for name in now if name not in FREE_KNOBS and before.get(name) != now[name]]
+    now = {name: _plain(value) for name, value in flatten(config).items()}
+    # A knob that is newer than the run had its default's effect.
+    before = {name: _plain(knob.default) for name, knob in KNOBS.items()} | meta["config"]
+    differing = [name for name in now if name not in FREE_KNOBS and before[name] != now[name]]
     if differing and not config.train.force:
         listed = "; ".join(
-            f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differing
+            f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing
         )
         raise BadInput(
             f"{run} was begun with other knobs: {listed}; set workdir to a new folder, remove this "
             "one to begin again, or set train.force=True to go on with the new knobs"
         )
-    return {name: before.get(name) for name in differing}
+    return {name: before[name] for name in differing}
 
 
 class _Run:
@@ -103,9 +105,8 @@ class _Run:
             self._check(meta)
             self.state = self._restore(items)
             say(f"{run}: goes on after step {self.step} of {stage.steps}")
-        if not (run / "config.json").exists() or self.provenance["forced"] != meta.get(
-            "forced", []
-        ):
+        forced_now = self.provenance["forced"] != meta.get("forced", [])
+        if forced_now or not (run / "config.json").exists():
             write_json(run / "config.json", self.provenance)
         self.records = Records(run, meta)
         self.is_best = False  # of this step's weights, right after they were scored
