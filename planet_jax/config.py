@@ -46,7 +46,10 @@ def _choice(default: str, others: tuple[str, ...], meaning: str) -> Knob:
 
 
 def _text(default: str, meaning: str, empty: bool = True) -> Knob:
-    return Knob(default, lambda value: empty or value.strip() != "", "a name, not empty", meaning)
+    def allowed(value: str) -> bool:
+        return (empty or value.strip() != "") and "\0" not in value  # which no path can hold
+
+    return Knob(default, allowed, "a name" if empty else "a name, not empty", meaning)
 
 
 def _flag(default: bool, meaning: str) -> Knob:

@@ -24,9 +24,10 @@ def test_junk_is_taken_or_refused_in_one_line(target, tmp_path):
         ("optim.lr", (10**400,)),  # passed as a number, and was too large for a float
         ("data.size", 10**400),
         ("train.epochs", 10**18),
+        ("init_from", "a\0b"),  # failed where its path was looked at
     ],
 )
-def test_numbers_that_fit_nowhere_are_refused(name, value):
+def test_values_that_fit_nowhere_are_refused(name, value):
     with pytest.raises(BadInput, match=f"config.{name} = "):
         knobs.check(name, value)
 
