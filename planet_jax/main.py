@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +40,7 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Runs one command of one config."""
     logging.set_verbosity(logging.WARNING)
+    warnings.formatwarning = in_one_line
     jax.config.update("jax_compilation_cache_dir", str(COMPILED))
     try:
         command, *more = argv[1:] or ["train"]
@@ -56,6 +58,16 @@ def main(argv: list[str]) -> None:
         if (line := lacking(error)) is None:
             raise
         end(line, 2)
+
+
+def in_one_line(
+    message: Warning | str, category: type, filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as users see it."""
+    text = " ".join(str(message).split())
+    # JAX does without the cache then; an entry that a full disk or a kill cut short it never mends.
+    hint = f"; if this stays, remove {COMPILED}" if "persistent compilation cache" in text else ""
+    return f"planet_jax: {text}{hint}\n"
 
 
 def end(message: object, status: int) -> NoReturn:
