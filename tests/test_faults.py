@@ -35,7 +35,7 @@ def test_values_that_fit_nowhere_are_refused(name, value):
 @pytest.mark.slow
 def test_the_harness(tmp_path):
     """A share of each fault; the long run is `python -m tests.faults`."""
-    share = ("--kills=4", "--file-kills=1", "--damages=2", "--full=2", "--clocks=1", "--ctrl-c=1",
+    share = ("--kills=2", "--file-kills=1", "--damages=1", "--full=1", "--clocks=1", "--ctrl-c=1",
              "--steps=0", "--inputs=0")  # fmt: skip
     ended = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--home", str(tmp_path), *share],
