@@ -148,17 +148,18 @@ class Checkpoints:
     def latest(self) -> tuple[int, dict[str, Flat], Meta] | None:
         """(step, items, meta) of the newest checkpoint to resume from, or None.
 
-        Damaged ones that are newer are removed, for their steps will be saved again.
+        What is newer, and damaged or a best that is still to come, is removed: its steps will be
+        taken again.
 
         Raises:
           BadInput: there are some, and all are damaged.
         """
-        folder = self.folder / "latest"
-        found = _newest(folder, ("weights", "optimizer"))
+        found = _newest(self.folder / "latest", ("weights", "optimizer"))
         if found is not None:
-            for step in _steps(folder):
-                if step > found[0]:
-                    _remove(folder / str(step))
+            for folder in self.folder.iterdir():
+                for step in _steps(folder):
+                    if step > found[0]:
+                        _remove(folder / str(step))
         return found
 
 
