@@ -191,7 +191,8 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
     scored = runs[-1] / "metrics.json", runs[-1] / "predictions.csv"
     for config, run in zip(stages, runs, strict=True):
         done = loop.finished(config, run)
-        if done and (config is not last or all(path.exists() for path in scored)):
+        wanted = run / "history.png", *(scored if config is last else ())
+        if done and all(path.exists() for path in wanted):
             print(f"{run}: this stage is finished")
             continue
         print(f"\n== {run}", flush=True)
@@ -203,7 +204,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
                 show_batch(config, stage)
                 if config.lr_range.in_journey:
                     lr_range(config, stage)
-            train(config, stage)
+        train(config, stage)  # which only draws what a run that is done still lacks
         if config is last:
             evaluate(config, stage)
             predict(config, stage)

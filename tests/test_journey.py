@@ -40,3 +40,7 @@ def test_journey(tmp_path, monkeypatch, capsys):
 
     commands.journey(config, shrunk)  # what is done stays done
     assert capsys.readouterr().out.count("this stage is finished") == 4
+
+    (runs[1] / "history.png").unlink()  # as after a kill between the last step and the picture
+    commands.journey(config, shrunk)
+    assert (runs[1] / "history.png").exists()
