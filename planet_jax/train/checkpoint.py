@@ -131,17 +131,14 @@ class Checkpoints:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():  # a run that resumed comes by here again
                 _remove(path)
-            arrays = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
-            args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
-            with tempfile.TemporaryDirectory(
-                dir=path.parent, prefix=".tmp-", ignore_cleanup_errors=True
-            ) as folder:
-                whole = Path(folder).absolute() / path.name
-                with _checkpointer() as orbax, _quiet_failure():
-                    orbax.save(whole, args=args)
-                seal(whole)
-                os.replace(whole, path)
-            flush(path.parent)
+            try:
+                _write_whole(path, items, meta)
+            except Exception as error:
+                if lacking(error):
+                    raise
+                # Orbax's time-outs go by the wall's clock: one that jumps ends them at once.
+                say(f"{path}: not saved ({error}); tried once more")
+                _write_whole(path, items, meta)
             for old in _steps(path.parent)[:-KEEP]:
                 _remove(path.parent / str(old))
 
@@ -253,6 +250,21 @@ def _read(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Flat], Meta]:
         raise BadInput(
             f"{path}: this checkpoint cannot be read ({type(error).__name__}: {text})"
         ) from None
+
+
+def _write_whole(path: Path, items: dict[str, Flat], meta: Meta) -> None:
+    """Writes and seals a checkpoint under a temporary name, then gives it its own."""
+    arrays = {name: ocp.args.StandardSave(flat) for name, flat in items.items()}
+    args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays)
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=".tmp-", ignore_cleanup_errors=True
+    ) as folder:
+        whole = Path(folder).absolute() / path.name
+        with _checkpointer() as orbax, _quiet_failure():
+            orbax.save(whole, args=args)
+        seal(whole)
+        os.replace(whole, path)
+    flush(path.parent)
 
 
 @contextlib.contextmanager
