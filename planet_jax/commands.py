@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from planet_jax.config import load, validate
+from planet_jax import hosts
+from planet_jax.config import load, of_all_hosts, validate
 from planet_jax.data import competition, loader, planet, sample
 from planet_jax.data import labels as label_file
 from planet_jax.errors import BadInput
@@ -36,18 +37,26 @@ def prepare(config: ConfigDict) -> planet.Dataset:
     """Fetches or draws what data.root lacks, builds the data set in data.cache, and returns it."""
     root, data = Path(config.data.root), config.data
     if data.source != "folder":
-        try:
-            with locked(Path(data.cache)):  # not in root, which may be complete and read-only
-                _obtain(config, root)
-        except OSError as error:
-            raise BadInput(f"config.data.root = {root}: cannot be filled ({error})") from error
+        # Process 0 before the others, who may see the same disk or have their own.
+        hosts.of_first(lambda: _obtain(config, root))
+        if not hosts.is_first():
+            _obtain(config, root)
     dataset = planet.load(root, Path(data.cache), data.decoded)
+    hosts.agree({"labels": dataset.labels.digest(), "chips": dataset.digest})
     n, height, width, _ = dataset.chips.shape
     print(f"{root}: {n} chips of {height}x{width}, {len(dataset.labels.classes)} labels, ready")
     return dataset
 
 
 def _obtain(config: ConfigDict, root: Path) -> None:
+    try:
+        with locked(Path(config.data.cache)):  # not in root, which may be complete and read-only
+            _fill(config, root)
+    except OSError as error:
+        raise BadInput(f"config.data.root = {root}: cannot be filled ({error})") from error
+
+
+def _fill(config: ConfigDict, root: Path) -> None:
     knobs = config.sample
     if config.data.source == "kaggle":
         competition.fetch(
@@ -73,7 +82,7 @@ def _stage(config: ConfigDict, *, trained: bool = False) -> Stage:
     elif config.init_from:
         checkpoint.require(Path(config.init_from), "latest", newest=True)
     else:
-        imagenet.require(config.model.weights)
+        hosts.of_first(lambda: imagenet.require(config.model.weights))
     return Stage(config, prepare(config))
 
 
@@ -87,9 +96,9 @@ def train(config: ConfigDict, stage: Stage | None = None) -> None:
             stage = stage or _stage(config)
             (run / "history.png").unlink(missing_ok=True)  # of a run that was shorter then
             loop.train(stage, run)
-        if not (run / "history.png").exists():
+        if hosts.is_first() and not (run / "history.png").exists():
             pictures.save(pictures.training_curves(run), run / "history.png")
-    print(tables.history_table(run))
+    print(hosts.of_first(lambda: tables.history_table(run)))
     print(f"{run}: history.csv, steps.csv, history.png and checkpoints/ are there")
 
 
@@ -162,6 +171,7 @@ def predict(config: ConfigDict, stage: Stage | None = None) -> None:
     """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv."""
     folder = Path(config.predict.folder or Path(config.data.root) / "test-jpg")
     files = predictions.image_files(folder)
+    hosts.agree({"config.predict.folder": [file.name for file in files]})
     stage, path = stage or _stage(config, trained=True), Path(config.workdir) / "predictions.csv"
     batches = loader.folder_batches(
         files, size=config.data.size, batch_size=config.data.batch_size, share=host_share(),
@@ -187,12 +197,13 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
     for stage_config in stages:
         stage_config.update_from_flattened_dict(dict(overrides))
         validate(stage_config)
+        hosts.agree(of_all_hosts(stage_config))
     last, runs = stages[-1], [Path(config.workdir) for config in stages]
     scored = runs[-1] / "metrics.json", runs[-1] / "predictions.csv"
     for config, run in zip(stages, runs, strict=True):
         done = loop.finished(config, run)
         wanted = run / "history.png", *(scored if config is last else ())
-        if done and all(path.exists() for path in wanted):
+        if done and hosts.of_first(lambda: all(path.exists() for path in wanted)):  # noqa: B023
             print(f"{run}: this stage is finished")
             continue
         print(f"\n== {run}", flush=True)
@@ -208,7 +219,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
         if config is last:
             evaluate(config, stage)
             predict(config, stage)
-    print(f"\n{tables.journey_table(runs)}")
+    print(hosts.of_first(lambda: f"\n{tables.journey_table(runs)}"))
     if last.data.source == "kaggle":
         print(f"\n{tables.NOTEBOOK}")
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
@@ -221,6 +232,9 @@ def _only_process_in(run: Path) -> Iterator[None]:
 
     Of a run that was refused before it began nothing stays.
     """
+    if not hosts.is_first():
+        yield
+        return
     is_new = not run.exists()
     _writable(run)
     with contextlib.ExitStack() as stack:
@@ -238,6 +252,8 @@ def _only_process_in(run: Path) -> Iterator[None]:
 
 def _writable(run: Path) -> None:
     """Refuses a folder that cannot be made or written to; leaves no trace of the trial."""
+    if not hosts.is_first():
+        return
     try:
         is_new = not run.exists()
         run.mkdir(parents=True, exist_ok=True)

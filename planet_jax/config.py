@@ -94,6 +94,11 @@ KNOBS: dict[str, Knob] = {
         "planet-understanding-the-amazon-from-space", "where kaggle downloads from", empty=False),
     "data.kaggle_mirror": _text("", "owner/name of a Kaggle data set that has the archives, or ''"),
     "data.test_chips": _flag(False, "fetch the competition's test chips too (61,191)"),
+    # The processes of one run; see hosts.py
+    "hosts.coordinator": _text(
+        "", "'': this process alone; auto: as the cluster says; or process 0's ADDRESS:PORT"),
+    "hosts.count": _at_least(0, 0, "how many processes, if hosts.coordinator is an address"),
+    "hosts.index": _at_least(0, 0, "which of them this is, from 0"),
     # The sample that data.source = "sample" draws
     "sample.chips": _at_least(10, 400, "labelled chips"),
     "sample.test_chips": _at_least(0, 40, "chips without labels"),
@@ -148,6 +153,13 @@ FREE_KNOBS = {
     "data.threads", "data.kaggle_competition", "data.kaggle_mirror", "data.test_chips",
     "train.save_every", "train.save_minutes", "train.force", "lr_range.in_journey",
     "lr_range.steps", "lr_range.low", "lr_range.high", "predict.folder",
+    "hosts.coordinator", "hosts.count", "hosts.index",
+}  # fmt: skip
+
+
+# Each process of a run on several hosts may have these its own way.
+OWN_KNOBS = {
+    "hosts.index", "data.root", "data.cache", "data.decoded", "data.threads", "predict.folder",
 }  # fmt: skip
 
 
@@ -186,10 +198,37 @@ def validate(config: ConfigDict) -> None:
         check(name, value)
     for name in KNOBS.keys() - flat.keys():
         raise BadInput(f"config.{name} is missing; start the config from configs/base.py")
+    _check_hosts(config.hosts)
     if config.lr_range.low >= config.lr_range.high:
         raise BadInput("config.lr_range.low must be below config.lr_range.high")
     if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
         raise BadInput("config.init_from is config.workdir itself; give the stage its own folder")
+
+
+def _check_hosts(hosts: ConfigDict) -> None:
+    if hosts.coordinator in ("", "auto"):
+        if hosts.count or hosts.index:
+            raise BadInput(
+                "config.hosts.count and config.hosts.index need config.hosts.coordinator: "
+                "ADDRESS:PORT of process 0, the same in every process"
+            )
+        return
+    address, _, port = hosts.coordinator.rpartition(":")
+    if not (address and port.isdecimal() and 0 < int(port) < 2**16):
+        raise BadInput(
+            f"config.hosts.coordinator = {hosts.coordinator!r} must be ADDRESS:PORT, auto or ''"
+        )
+    if hosts.index >= hosts.count:
+        raise BadInput(
+            f"config.hosts.index = {hosts.index} must be below config.hosts.count = {hosts.count}"
+        )
+
+
+def of_all_hosts(config: ConfigDict) -> dict[str, Any]:
+    """The knobs that every process of a run must have alike."""
+    return {
+        f"config.{name}": value for name, value in flatten(config).items() if name not in OWN_KNOBS
+    }
 
 
 def check(name: str, value: Any) -> None:

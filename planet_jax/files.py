@@ -10,23 +10,31 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from planet_jax import hosts
 from planet_jax.errors import first_few
 
 SEAL = "digests.json"
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], every_host: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; a block that ends well renames it to `path`.
 
     The file is flushed to the disk before the rename, so that a power cut leaves the old file or
-    the new one. A block that raises leaves nothing; what a killed process left is cleared.
+    the new one. A block that raises leaves nothing; what a killed process left is cleared. Of a run
+    in several processes the first writes for all; what the others write goes nowhere, save with
+    `every_host`.
     """
     path = Path(path)
+    if not (every_host or hosts.is_first()):
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Path(nowhere) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
         if not _is_running(left_over.name.split("-")[1]):

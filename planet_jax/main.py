@@ -19,7 +19,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from planet_jax import commands, config
+from planet_jax import commands, config, hosts
 from planet_jax.errors import BadInput, RunFailed, lacking, nearest
 
 FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its knobs")
@@ -50,10 +50,16 @@ def main(argv: list[str]) -> None:
         if FLAG.value is None:
             raise BadInput("--config is missing; try --config configs/smoke.py")
         config.validate(FLAG.value)
+        hosts.start(FLAG.value.hosts, finishes_step=command in ("train", "journey"))
+        hosts.agree({"the command": command, **config.of_all_hosts(FLAG.value)})
         named = config_flags.get_override_values(flags.FLAGS["config"])  # for each stage
         commands.COMMANDS[command](FLAG.value, *[named] * (command == "journey"))
+        hosts.finish()
     except (BadInput, RunFailed) as error:
         end(error, 2 if isinstance(error, BadInput) else 1)
+    except SystemExit as stop:
+        hosts.end(stop.code, "was stopped")
+        raise
     except Exception as error:
         if (line := lacking(error)) is None:
             raise
@@ -72,7 +78,9 @@ def in_one_line(
 
 def end(message: object, status: int) -> NoReturn:
     """Ends with one line."""
-    print("planet_jax:", " ".join(str(message).split()), file=sys.stderr)
+    line = " ".join(str(message).split())
+    print("planet_jax:", line, file=sys.stderr)
+    hosts.end(status, f"ended: {line}")
     sys.exit(status)
 
 

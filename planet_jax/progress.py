@@ -7,20 +7,26 @@ from collections.abc import Callable, Iterator
 
 import tqdm.auto
 
+from planet_jax import hosts
+
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[..., None]  # advance(n=1, note="")
 
 
 def say(line: str) -> None:
-    """Prints one line of news to stderr without tearing a bar that is on the screen."""
-    tqdm.auto.tqdm.write(line, file=sys.stderr)
+    """Prints one line of news to stderr without tearing a bar that is on the screen.
+
+    Of several processes only the first speaks.
+    """
+    if hosts.is_first():
+        tqdm.auto.tqdm.write(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Yields `advance(n=1, note="")`, to be called as `n` more of `total` units are done."""
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+    if (sys.stderr.isatty() and hosts.is_first()) or "ipykernel" in sys.modules:
         with tqdm.auto.tqdm(desc=what, total=total, initial=done, unit=f" {unit}") as bar:
 
             def advance_bar(n: int = 1, note: str = "") -> None:

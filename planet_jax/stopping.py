@@ -43,10 +43,13 @@ class SaveFirst:
 def save_first(unsaved: Callable[[], bool]) -> Iterator[SaveFirst]:
     """SIGTERM waits for the block as long as it has `unsaved` work.
 
-    Handlers can be set by the main thread alone; in another nothing is asked.
+    Handlers can be set by the main thread alone; in another nothing is asked. In several processes
+    jax has set one, for `hosts.stop_asked`.
     """
+    from planet_jax import hosts  # and with it jax, while `install` is to come before it
+
     handler = SaveFirst(unsaved)
-    if threading.current_thread() is not threading.main_thread():
+    if hosts.are_several() or threading.current_thread() is not threading.main_thread():
         yield handler
         return
     before = signal.signal(signal.SIGTERM, handler)

@@ -82,7 +82,7 @@ class _Files:
             with _reading(archive):
                 content = _table_in(archive, table)
                 _image_names(content)  # a wrong file must not get the right name
-            with replacing(target) as temporary:
+            with replacing(target, every_host=True) as temporary:
                 temporary.write_bytes(content)
         self.forget(wanted)
         for left_over in self.root.glob(f".tmp-*-{table}"):

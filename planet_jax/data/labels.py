@@ -1,6 +1,7 @@
 """The label file: names, vocabulary and targets; which rows train and which validate."""
 
 import collections
+import hashlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ class Labels:
     names: tuple[str, ...]
     classes: tuple[str, ...]
     targets: UInt8[np.ndarray, "n classes"]
+
+    def digest(self) -> str:
+        """Changes with any name, class or tag."""
+        names = "\n".join((*self.names, "", *self.classes))
+        return hashlib.sha256(names.encode() + self.targets.tobytes()).hexdigest()
 
 
 def read_labels(root: Path) -> Labels:

@@ -28,11 +28,11 @@ from PIL import Image
 
 from planet_jax.data.labels import CSV, Labels, read_labels
 from planet_jax.errors import BadInput, first_few
-from planet_jax.files import locked, replacing_folder, write_json
+from planet_jax.files import locked, replacing_folder
 from planet_jax.progress import progress, say
 
 FOLDER = "train-jpg"
-BUILD_VERSION = 1  # part of a build's fingerprint: raise it when what is built changes
+BUILD_VERSION = 2  # part of a build's fingerprint: raise it when what is built changes
 DECODERS = {"image": tfds.decode.SkipDecoding()}
 
 
@@ -51,6 +51,7 @@ class Dataset:
 
     labels: Labels
     chips: Chips
+    digest: str = ""  # of the encoded chips: two hosts that hold the same have built the same
 
 
 def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
@@ -76,10 +77,10 @@ def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
                         shutil.rmtree(other, ignore_errors=True)
     except OSError as error:
         raise BadInput(f"data.cache={cache}: cannot build the data set there: {error}") from error
+    facts = json.loads((build / "build.json").read_text())
     if decoded:
-        return Dataset(labels, np.load(build / "chips.npy", mmap_mode="r"))
-    height, width = json.loads((build / "build.json").read_text())["size"]
-    return Dataset(labels, _Encoded(build, len(files), height, width))
+        return Dataset(labels, np.load(build / "chips.npy", mmap_mode="r"), facts["digest"])
+    return Dataset(labels, _Encoded(build, len(files), *facts["size"]), facts["digest"])
 
 
 def _chip_files(root: Path, labels: Labels) -> list[Path]:
@@ -156,10 +157,14 @@ def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> No
     source = builder.as_data_source(split="chips", decoders=DECODERS)
     workers = os.cpu_count() or 1
 
+    digests = [b""] * len(files)
+
     def header(i: int) -> tuple[tuple[int, int], str] | None:
+        encoded = source[i]["image"]
+        digests[i] = hashlib.sha256(encoded).digest()
         try:
             with _as_value_error():
-                image = Image.open(io.BytesIO(source[i]["image"]))
+                image = Image.open(io.BytesIO(encoded))
                 return image.size, image.mode
         except ValueError:
             return None
@@ -195,7 +200,8 @@ def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> No
             f"fetch them again or take their rows out of {CSV}"
         )
     store.flush()
-    write_json(folder / "build.json", {"size": [height, width], "chips": len(files)})
+    facts = {"size": [height, width], "chips": len(files), "digest": _digest(*digests)}
+    (folder / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def _new_store(path: Path, shape: tuple[int, ...]) -> np.memmap:

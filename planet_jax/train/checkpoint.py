@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from planet_jax import hosts
 from planet_jax.errors import BadInput, RunFailed, first_few, lacking
 from planet_jax.files import damage_of, flush, seal
 from planet_jax.progress import say
@@ -77,7 +78,7 @@ class Checkpoints:
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / "checkpoints"
-        for left_over in self.folder.glob("*/.*"):
+        for left_over in self.folder.glob("*/.*") if hosts.is_first() else ():
             shutil.rmtree(left_over, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._saving: Future[None] | None = None
@@ -91,10 +92,12 @@ class Checkpoints:
             self.raise_failure()
 
     def save(self, step: int, kinds: Mapping[str, dict[str, Flat]], meta: Meta) -> None:
-        """Starts to save `{kind: items}`, in this order.
+        """Starts to save `{kind: items}`, in this order; of several processes the first does.
 
         The arrays must stay as they are. What goes wrong is raised later, by `raise_failure`.
         """
+        if not hosts.is_first():
+            return
         meta = {"format": FORMAT, "step": step, **meta}
         self._saving = self._thread.submit(self._write, step, dict(kinds), meta)
 
@@ -151,6 +154,9 @@ class Checkpoints:
         Raises:
           BadInput: there are some, and all are damaged.
         """
+        return hosts.of_first(self._latest)
+
+    def _latest(self) -> tuple[int, dict[str, Flat], Meta] | None:
         found = _newest(self.folder / "latest", ("weights", "optimizer"))
         if found is not None:
             for folder in self.folder.iterdir():
@@ -167,7 +173,8 @@ def read_weights(run: Path, kind: str, newest: bool = False) -> tuple[Flat, Meta
       BadInput: the run has no such checkpoint, or it cannot be read; with `newest`, the newest is
         damaged, though the one before it may be whole.
     """
-    found = _newest(run / "checkpoints" / kind, ("weights",), newest)
+    folder = run / "checkpoints" / kind
+    found = hosts.of_first(lambda: _newest(folder, ("weights",), newest))
     if found is None:
         raise _none_of(run, kind)
     return found[1]["weights"], found[2]
@@ -179,7 +186,8 @@ def require(run: Path, kind: str, newest: bool = False) -> None:
     Raises:
       BadInput: as there.
     """
-    if _newest(run / "checkpoints" / kind, (), newest) is None:
+    folder = run / "checkpoints" / kind
+    if hosts.of_first(lambda: _newest(folder, (), newest)) is None:
         raise _none_of(run, kind)
 
 
@@ -189,7 +197,8 @@ def _none_of(run: Path, kind: str) -> BadInput:
 
 def read_meta(run: Path, kind: str) -> Meta | None:
     """What a run's newest whole `kind` checkpoint says of itself, or None when there is none."""
-    found = _newest(run / "checkpoints" / kind, ())
+    folder = run / "checkpoints" / kind
+    found = hosts.of_first(lambda: _newest(folder, ()))
     return found[2] if found else None
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from planet_jax import stopping
+from planet_jax import hosts, stopping
 from planet_jax.config import FREE_KNOBS, KNOBS, flatten
 from planet_jax.data.loader import Batch
 from planet_jax.errors import BadInput, RunFailed
@@ -45,6 +45,8 @@ def train(stage: Stage, run: Path) -> None:
             while True:
                 if work.epoch_ended():
                     work.evaluate(sigterm)
+                if hosts.stop_asked():
+                    sigterm.asked = True
                 if work.save_is_due() or (sigterm.asked and work.step > work.saved_at):
                     work.save()
                 if sigterm.asked or work.step == stage.steps:

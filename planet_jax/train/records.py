@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from planet_jax import hosts
 from planet_jax.config import flatten
 from planet_jax.errors import BadInput
 from planet_jax.files import naming, replacing
@@ -43,7 +44,7 @@ class Smooth:
 
 
 class Table:
-    """A CSV file that grows by rows of numbers; `text` is all of it."""
+    """A CSV file that grows by rows of numbers; `text` is all of it. Process 0 keeps the file."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], text: str = "") -> None:
         self.path, self.columns, head = path, columns, ",".join(columns) + "\n"
@@ -68,8 +69,9 @@ class Table:
         """Appends a row; floats are written so that they read back the same."""
         row = ",".join(repr(value) for value in values) + "\n"
         self._parts.append(row)
-        with naming(self.path), self.path.open("a") as file:
-            file.write(row)
+        if hosts.is_first():
+            with naming(self.path), self.path.open("a") as file:
+                file.write(row)
 
 
 class Records:

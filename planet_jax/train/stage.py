@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from planet_jax import stopping
+from planet_jax import hosts, stopping
 from planet_jax.data import labels as label_file
 from planet_jax.data import loader, planet
 from planet_jax.errors import BadInput
@@ -83,12 +83,13 @@ class Stage:
     @functools.cached_property
     def train_step(self) -> Callable[..., tuple[TrainState, Array]]:
         """The pmapped step; see `steps.make_train_step`."""
-        return make_train_step(self.model, self.config.optim.freeze, self.config.optim.weight_decay)
+        optim = self.config.optim
+        return make_train_step(self.model, optim.freeze, optim.weight_decay, hosts.devices())
 
     @functools.cached_property
     def predict_step(self) -> Callable[..., Array]:
         """The pmapped logits; see `steps.make_predict_step`."""
-        return make_predict_step(self.model)
+        return make_predict_step(self.model, hosts.devices())
 
     @functools.cached_property
     def first_epoch(self) -> int:
@@ -121,7 +122,8 @@ class Stage:
                 )
             variables = checkpoint.from_host(flat, variables, config.init_from)
         else:
-            variables = imagenet.fill(variables, config.model.weights)
+            fresh = variables
+            variables = hosts.of_first(lambda: imagenet.fill(fresh, config.model.weights))
         return create_state(variables, config.optim.freeze)
 
     def trained_variables(self, same_validation: bool = False) -> classifier.Variables:
