@@ -6,7 +6,9 @@ import zlib
 from pathlib import Path
 
 # Before jax starts: one machine plays four devices.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=" + os.environ.get(
+    "PLANET_JAX_TEST_DEVICES", "4"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
