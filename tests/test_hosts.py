@@ -19,7 +19,10 @@ from planet_jax.errors import BadInput
 
 
 def start(command, n, env, output):
-    """The same command in n processes, each told its place by {n}, {i} and {port}."""
+    """The same command in n processes, each told its place by {n}, {i} and {port}.
+
+    Each has a folder of its own to work in, as hosts have that share no disk.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -27,8 +30,9 @@ def start(command, n, env, output):
     for i in range(n):
         with open(output / f"out{i}", "w") as out, open(output / f"err{i}", "w") as err:
             filled = [part.format(n=n, i=i, port=port) for part in command]
+            (home := output / f"host{i}").mkdir(exist_ok=True)
             processes.append(
-                subprocess.Popen(filled, cwd=ROOT, env=os.environ | env, stdout=out, stderr=err)
+                subprocess.Popen(filled, cwd=home, env=os.environ | env, stdout=out, stderr=err)
             )
     return processes
 
@@ -155,7 +159,8 @@ def test_the_knobs_of_hosts_make_sense_together(knobs, says):
 # The program itself.
 def program(folder, n, command, *more, devices=1, **knobs):
     """Starts `command` in n processes of so many devices each, as the only run or as hosts."""
-    flat = flatten(small_config(folder, **knobs))
+    own = {"workdir": "run", "data.cache": "cache"}
+    flat = flatten(small_config(folder, **own | knobs))
     file = folder / "small.py"
     file.write_text(
         "from planet_jax.config import get_config as base\n"
@@ -193,16 +198,16 @@ def test_processes_that_were_told_otherwise_are_refused(tmp_path):
     for i in range(2):
         line = last_line(tmp_path / f"err{i}")
         assert line.endswith("process 1 and process 0 differ in config.seed; give all the same")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "host0" / "run").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 4])
 def test_processes_train_as_one_with_as_many_devices(tmp_path, n):
     """And stop at SIGTERM to one, go on, and score; only the first speaks and writes."""
-    alone = program(tmp_path, 1, "train", devices=n, workdir=str(tmp_path / "alone"))
+    alone = program(tmp_path, 1, "train", devices=n, workdir="alone")
     assert statuses(alone, 300) == [0]
-    run = tmp_path / "run"
+    run = tmp_path / "host0" / "run"
     processes = program(tmp_path, n, "train")
     after_rows(run, 2, processes)
     processes[-1].send_signal(signal.SIGTERM)
@@ -212,7 +217,8 @@ def test_processes_train_as_one_with_as_many_devices(tmp_path, n):
     assert statuses(program(tmp_path, n, "train"), 300) == [0] * n
     assert "epoch" in (tmp_path / "out0").read_text()
     assert all((tmp_path / f"out{i}").read_text() == "" for i in range(1, n))
-    for together, single in zip(figures(run), figures(tmp_path / "alone"), strict=True):
+    assert not any((tmp_path / f"host{i}" / "run").exists() for i in range(1, n))
+    for together, single in zip(figures(run), figures(run.parent / "alone"), strict=True):
         # Of two, the sum is the same to the bit; of more, gloo and XLA add in another order.
         tolerance = {"check_exact": True} if n == 2 else {"rtol": 0.05}
         pd.testing.assert_frame_equal(together, single, **tolerance)
@@ -226,7 +232,7 @@ def test_processes_train_as_one_with_as_many_devices(tmp_path, n):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_others_soon(tmp_path, lost):
     processes = program(tmp_path, 2, "train")
-    after_rows(tmp_path / "run", 2, processes)
+    after_rows(tmp_path / "host0" / "run", 2, processes)
     processes[lost].kill()
     assert statuses([processes[1 - lost]], 60) == [1]
     processes[lost].wait()
