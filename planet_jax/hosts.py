@@ -178,7 +178,7 @@ def finish() -> None:
 
 def end(status: object, text: str) -> None:
     """Tells the others that this process has said its last line; they end too."""
-    if _watcher is not None and not _stopping:
+    if _watcher is not None and not (_stopping and status == watch.STOPPED):
         sys.stdout.flush()
         sys.stderr.flush()
         _watcher.tell(ended=[status if isinstance(status, int) else 1, text, True])

@@ -21,7 +21,7 @@ import time
 from typing import Any, NamedTuple
 
 PING, LOST_AFTER = 2.0, 30.0  # seconds
-STOPPED = 143  # ended by SIGTERM, in order
+STOPPED, INTERRUPTED = 143, 130  # ended by SIGTERM, by Ctrl-C
 CHANNEL = "PLANET_JAX_WATCHER"  # what tells a child that it is one: the line's handle, the port
 
 
@@ -41,13 +41,12 @@ class Line:
         """The messages that have come; None when the connection is gone."""
         try:
             got = self.socket.recv(1 << 16)
-        except OSError:
-            got = b""
-        if not got:
+            *lines, self._rest = (self._rest + got).split(b"\n")
+            messages = [json.loads(line) for line in lines]
+        except (OSError, ValueError):  # ValueError: a stranger who found the port
             return None
         self.heard = time.monotonic()
-        *lines, self._rest = (self._rest + got).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return messages if got else None
 
 
 class Verdict(NamedTuple):
@@ -90,10 +89,10 @@ def supervise() -> int:
     own, childs = socket.socketpair()
     os.environ[CHANNEL] = f"{childs.fileno()} {listener.getsockname()[1]}"
     command = [sys.executable, *sys.orig_argv[1:]]
-    signal.set_wakeup_fd(-1)  # what signals ask for is the child's affair
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the child too
     child = subprocess.Popen(command, pass_fds=[childs.fileno()])
     signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    signal.set_wakeup_fd(-1)  # what signals ask for is the child's affair from here on
     childs.close()
     try:
         return _Watch(child, Line(own), listener).run()
@@ -175,6 +174,8 @@ class _Watch:
             self._done(self.index)
         elif status in (STOPPED, -signal.SIGTERM):
             self._fell(STOPPED, "was stopped by SIGTERM", True)
+        elif status == INTERRUPTED:
+            self._fell(INTERRUPTED, "was stopped by Ctrl-C", True)
         elif not self.ended:
             # The runtime aborts when another process is lost, so an abort blames nobody yet.
             name = _signal(status) if status < 0 else f"status {status}"

@@ -43,20 +43,24 @@ def statuses(processes, seconds):
     try:
         return [process.wait(max(deadline - time.monotonic(), 0.1)) for process in processes]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        kill(processes)
+
+
+def kill(processes):
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 def last_line(path):
     return path.read_text().splitlines()[-1]
 
 
-# The watchers alone: children that join at once and then do as their argument says.
+# The watchers alone: children that join when all are there and then do as their argument says.
 CHILD = """
-import os, signal, sys, time
+import glob, os, signal, sys, time
 from planet_jax import watch
-watch.PING, watch.LOST_AFTER = 0.1, 2.0
+watch.PING, watch.LOST_AFTER = 0.2, 5.0
 i, n, port, deed = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 found = watch.child_line()
 if found is None:
@@ -65,8 +69,13 @@ if found is None:
         watch.socket.create_server = lambda address, **more: create(("", port), **more)
     sys.exit(watch.supervise())
 line, _ = found
+open("here", "w").close()
+while len(glob.glob("../*/here")) < n:  # as jax.distributed waits for all
+    time.sleep(0.05)
+stranger = watch.socket.create_connection(("127.0.0.1", port))
+stranger.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
 line.tell(joined=["127.0.0.1", port, i, n])
-time.sleep(0.5)
+time.sleep(1)
 who, _, how = deed.partition(":")
 how, _, others = how.partition(" ")
 if who == str(i):
@@ -74,6 +83,8 @@ if who == str(i):
         os.kill(os.getpid(), getattr(signal, how))
     elif how.startswith("watcher"):
         os.kill(os.getppid(), getattr(signal, how.removeprefix("watcher")))
+    elif how == "Ctrl-C":
+        os._exit(130)
     else:
         line.tell(ended=[2, "ended: no", True])
     time.sleep(60)
@@ -92,6 +103,7 @@ ENDS = {
     "watcherSIGSTOP": (1, "was lost: no sign of life"),
     "refuses": (2, "ended: no"),
     "SIGTERM": (143, "was stopped by SIGTERM"),
+    "Ctrl-C": (130, "was stopped by Ctrl-C"),
 }
 
 
@@ -105,23 +117,22 @@ def children(folder, deed):
 @pytest.mark.parametrize("lost", [0, 2])
 def test_the_others_end_and_say_which_was_lost(tmp_path, lost):
     runs = {how: children(tmp_path / how, f"{lost}:{how}") for how in ENDS}
-    for how, processes in runs.items():
+    rest = [i for i in range(3) if i != lost]
+    ends = {how: statuses([run[i] for i in rest], 60) for how, run in runs.items()}
+    for how, run in runs.items():
+        kill(run)
         status, says = ENDS[how]
-        rest = [i for i in range(3) if i != lost]
-        assert statuses([processes[i] for i in rest], 30) == [status] * 2, how
-        for i in rest:
-            line = last_line(tmp_path / how / f"err{i}")
+        lines = [last_line(tmp_path / how / f"err{i}") for i in rest]
+        assert ends[how] == [status] * 2, (how, lines)
+        for line in lines:
             assert re.search(rf"process {lost} \(.*\) {says}", line), (how, line)
-        processes[lost].kill()
-        processes[lost].wait()
 
 
 def test_who_aborts_because_another_is_lost_is_not_blamed(tmp_path):
     """As jax's runtime does, sooner than the lost one's silence has lasted long enough."""
     processes = children(tmp_path / "run", "2:watcherSIGSTOP others abort")
     assert statuses(processes[:2], 30) == [1, 1]
-    processes[2].kill()
-    processes[2].wait()
+    kill(processes[2:])
     for i in (0, 1):
         assert "process 2" in last_line(tmp_path / "run" / f"err{i}")
 
