@@ -169,12 +169,17 @@ def test_the_knobs_of_hosts_make_sense_together(knobs, says):
 
 # The program itself.
 def program(folder, n, command, *more, devices=1, **knobs):
-    """Starts `command` in n processes of so many devices each, as the only run or as hosts."""
+    """Starts `command` in n processes of so many devices each, as the only run or as hosts.
+
+    The network has one narrow block a layer, for the sake of time.
+    """
     own = {"workdir": "run", "data.cache": "cache"}
     flat = flatten(small_config(folder, **own | knobs))
     file = folder / "small.py"
     file.write_text(
         "from planet_jax.config import get_config as base\n"
+        "from planet_jax.model import resnet\n"
+        "resnet.STAGES, resnet.EXPANSION = (1, 1, 1, 1), 1\n"
         "def get_config():\n"
         "    config = base()\n"
         f"    config.update_from_flattened_dict({flat!r})\n"
@@ -203,6 +208,7 @@ def figures(run):
     return steps.iloc[:, :7], history.drop(columns="time")
 
 
+@pytest.mark.slow
 def test_processes_that_were_told_otherwise_are_refused(tmp_path):
     processes = program(tmp_path, 2, "train", "--config.seed={i}")
     assert statuses(processes, 120) == [2, 2]
@@ -213,30 +219,40 @@ def test_processes_that_were_told_otherwise_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 4])
-def test_processes_train_as_one_with_as_many_devices(tmp_path, n):
-    """And stop at SIGTERM to one, go on, and score; only the first speaks and writes."""
-    alone = program(tmp_path, 1, "train", devices=n, workdir="alone")
-    assert statuses(alone, 300) == [0]
+def test_two_processes_train_as_one_with_two_devices(tmp_path):
+    """To the bit. They stop at SIGTERM to one, go on, and score; the first alone speaks."""
+    assert statuses(program(tmp_path, 1, "train", devices=2, workdir="alone"), 600) == [0]
     run = tmp_path / "host0" / "run"
-    processes = program(tmp_path, n, "train")
+    processes = program(tmp_path, 2, "train")
     after_rows(run, 2, processes)
-    processes[-1].send_signal(signal.SIGTERM)
-    assert statuses(processes, 300) == [143] * n
+    processes[1].send_signal(signal.SIGTERM)
+    assert statuses(processes, 600) == [143, 143]
     assert len(pd.read_csv(run / "steps.csv")) < 10
     assert "saved; the same command goes on" in last_line(tmp_path / "err0")
-    assert statuses(program(tmp_path, n, "train"), 300) == [0] * n
+    assert statuses(program(tmp_path, 2, "train"), 600) == [0, 0]
     assert "epoch" in (tmp_path / "out0").read_text()
-    assert all((tmp_path / f"out{i}").read_text() == "" for i in range(1, n))
-    assert not any((tmp_path / f"host{i}" / "run").exists() for i in range(1, n))
+    assert (tmp_path / "out1").read_text() == ""
+    assert not (tmp_path / "host1" / "run").exists()
     for together, single in zip(figures(run), figures(run.parent / "alone"), strict=True):
-        # Of two, the sum is the same to the bit; of more, gloo and XLA add in another order.
-        tolerance = {"check_exact": True} if n == 2 else {"rtol": 0.05}
-        pd.testing.assert_frame_equal(together, single, **tolerance)
-    if n == 2:
-        assert statuses(program(tmp_path, n, "evaluate", checkpoint="latest"), 300) == [0] * n
-        scores = pd.read_json(run / "metrics.json", typ="series")
-        assert scores["valid_loss"] == pytest.approx(figures(run)[1]["valid_loss"].iloc[-1])
+        pd.testing.assert_frame_equal(together, single, check_exact=True)
+    assert statuses(program(tmp_path, 2, "evaluate", checkpoint="latest"), 600) == [0, 0]
+    scores = pd.read_json(run / "metrics.json", typ="series")
+    assert scores["valid_loss"] == pytest.approx(figures(run)[1]["valid_loss"].iloc[-1])
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one_with_four_devices(tmp_path):
+    """But for the order in which gloo and XLA add.
+
+    At a small rate, and with values enough for BatchNorm, little multiplies that: measured were
+    9e-6 of a loss at most.
+    """
+    calm = {"data.size": 64, "data.batch_size": 8, "optim.lr": (1e-5,)}
+    assert statuses(program(tmp_path, 1, "train", devices=4, workdir="alone", **calm), 600) == [0]
+    assert statuses(program(tmp_path, 4, "train", **calm), 600) == [0] * 4
+    run = tmp_path / "host0" / "run"
+    for together, single in zip(figures(run), figures(run.parent / "alone"), strict=True):
+        pd.testing.assert_frame_equal(together, single, rtol=1e-4)
 
 
 @pytest.mark.slow
