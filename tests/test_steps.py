@@ -1,21 +1,32 @@
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from conftest import ROOT, write_chips
 
 from planet_jax.config import get_config
-from planet_jax.data import planet
+from planet_jax.data import augment, planet
 from planet_jax.errors import BadInput
 from planet_jax.model import classifier
 from planet_jax.model.layers import BATCH_AXIS, BatchNorm
 from planet_jax.train import lr_range
 from planet_jax.train.stage import Stage, check_batch
-from planet_jax.train.steps import create_state, make_predict_step, make_train_step, to_devices
+from planet_jax.train.steps import (
+    VIEWS,
+    average_logits,
+    create_state,
+    dihedral_view,
+    make_predict_step,
+    make_train_step,
+    to_devices,
+)
 
 
 @pytest.fixture(scope="module", name="variables")
@@ -142,6 +153,47 @@ def test_logits_come_whole_and_in_order(variables, batch):
     logits = predict(variables, to_devices(batch["chips"], 4))
     alone = make_predict_step(model, jax.devices()[:1])(variables, to_devices(batch["chips"], 1))
     np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_views_on_the_device_are_the_loaders():
+    chips = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    seen = set()
+    for k in range(VIEWS):
+        neutral = augment.draw(np.random.default_rng(0), 2, p=0)
+        view = augment.render(chips, dataclasses.replace(neutral, dihedral=np.full(2, k)), 8)
+        np.testing.assert_array_equal(dihedral_view(jnp.asarray(chips), k), view)
+        seen.add(view.tobytes())
+    assert len(seen) == VIEWS
+
+
+def test_averages_of_logits_and_of_probabilities():
+    logits = np.random.default_rng(0).normal(0, 3, (3, 4, 2)).astype(np.float32)
+    weights = [0.4, 0.4, 0.2]
+    p = 1 / (1 + np.exp(-logits.astype(float)))
+    for how, expected in {
+        "logits": np.tensordot(weights, logits.astype(float), 1),
+        "probabilities": scipy.special.logit(np.tensordot(weights, p, 1)),
+    }.items():
+        np.testing.assert_allclose(average_logits(logits, how, weights), expected, atol=1e-5)
+        np.testing.assert_allclose(average_logits(logits[:1], how), logits[0], atol=1e-5)
+    far = np.array([[200.0], [-200]], np.float32)  # probabilities 1 and 0: a half
+    assert average_logits(far, "probabilities")[0] == pytest.approx(0, abs=1e-4)
+
+
+def test_eight_views_give_a_chip_and_its_mirror_the_same_logits(variables, batch):
+    """And they are the average of the views, each seen by itself."""
+    model, chips = classifier.build(5), batch["chips"][:4]
+    predict = make_predict_step(model, jax.devices()[:1])
+    views = [
+        predict(variables, to_devices(np.asarray(dihedral_view(chips, k)), 1)) for k in range(VIEWS)
+    ]
+    expected = average_logits(jnp.stack(views), "probabilities")
+    averaging = make_predict_step(model, jax.devices()[:1], average="probabilities")
+    logits = averaging(variables, to_devices(chips, 1))
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(views[0] - logits).max() > 1e-2
+    mirrored = averaging(variables, to_devices(chips[:, :, ::-1].swapaxes(1, 2), 1))
+    np.testing.assert_allclose(mirrored, logits, rtol=1e-3, atol=1e-4)
 
 
 def test_the_range_test_leaves_no_trace(tmp_path):

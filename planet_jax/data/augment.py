@@ -6,13 +6,14 @@ contrast in logit space. Coordinates run from -1 to 1, corner pixel to corner pi
 and y down.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numba
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+TTA_ZOOM, TTA_PLAIN = 1.35, 0.4  # fastai's scale; its beta, the share of the plain chip
 LEVELS = 1020  # steps of the lighting table: a quarter of a uint8 level
 
 
@@ -71,6 +72,17 @@ def draw(
         brightness=sometimes((1 - max_lighting) / 2, (1 + max_lighting) / 2, 0.5),
         contrast=np.exp(sometimes(-contrast, contrast, 0.0)),
     )
+
+
+def fastai_tta(rng: np.random.Generator, n: int, view: int, **limits: float) -> Augmentation:
+    """fastai v1's view 0..7 of n chips for test-time augmentation (`vision/tta.py` of 1.0.61).
+
+    The training transforms stay on (`limits` are `draw`'s), but for zoom, which is 1.35 into a
+    corner; of views 4 to 7 the caller flips the rendered chips left to right.
+    """
+    drawn = draw(rng, n, **limits)
+    row, column = np.full(n, view & 1, float), np.full(n, view >> 1 & 1, float)
+    return replace(drawn, zoom=np.full(n, TTA_ZOOM), row_pct=row, col_pct=column)
 
 
 def matrices(augmentation: Augmentation) -> Float[np.ndarray, "n 2 3"]:

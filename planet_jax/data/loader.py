@@ -112,16 +112,19 @@ def score_batches(
     *,
     size: int,
     batch_size: int,
+    augmentation: Augmentation | None = None,
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
     """Plainly resized batches of every row in `chips`, in order; the last is padded.
 
     Yields `{"chips": uint8 [b, size, size, 3], "real": bool [b]}`; `real` is False for padding.
+    `augmentation` renders another view of each of the chips.
     """
 
     def make(rows: np.ndarray) -> Batch:
-        pixels = _render(data.chips, chips[np.maximum(rows, 0)], None, size)
+        places = np.maximum(rows, 0)
+        pixels = _render(data.chips, chips[places], augmentation and augmentation[places], size)
         return {"chips": pixels, "real": rows >= 0}
 
     return _iterate(_score_shares(len(chips), batch_size, share.hosts), share, make, threads)
@@ -132,6 +135,7 @@ def folder_batches(
     *,
     size: int,
     batch_size: int,
+    augmentation: Augmentation | None = None,
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
@@ -145,7 +149,8 @@ def folder_batches(
         if row < 0:
             return np.zeros((1, size, size, 3), np.uint8)
         try:
-            return render(decode_chip(files[row].read_bytes())[None], None, size)
+            view = augmentation and augmentation[np.array([row])]
+            return render(decode_chip(files[row].read_bytes())[None], view, size)
         except (OSError, ValueError) as error:
             raise BadInput(f"{files[row]}: cannot be decoded ({error}); take it away") from None
 

@@ -218,14 +218,19 @@ class Stage:
         batches: Iterator[loader.Batch],
         n: int,
         what: str,
+        step: Callable[..., Array] | None = None,
     ) -> Float[np.ndarray, "n classes"]:
-        """Logits of the n chips in padded `batches`; the device works while the next is made."""
+        """Logits of the n chips in padded `batches`; the device works while the next is made.
+
+        `step` is another predict step than the plain one.
+        """
+        step = step or self.predict_step
         parts: list[Array | np.ndarray] = []
         batch_size = self.config.data.batch_size
         with progress(what, n, "chips") as advance:
             for batch in batches:
                 chips = to_devices(batch["chips"], jax.local_device_count())
-                parts.append(self.predict_step(variables, chips))
+                parts.append(step(variables, chips))
                 if len(parts) > 1:
                     parts[-2] = np.asarray(parts[-2])
                     advance(batch_size)

@@ -4,7 +4,7 @@ Both take the state whole and replicated, and batches `[devices, chips a device,
 return is the same on every device. Gradients are of the mean loss over the global batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from planet_jax.model.classifier import Classifier, Variables
 from planet_jax.model.layers import BATCH_AXIS
 from planet_jax.train.optimizer import Params, adam, group_labels, merge, split_frozen
 
+VIEWS = 8  # of a square chip
 Rates = dict[str, np.ndarray]  # {"lr": float32 [3], "beta1": float32 []}
 
 
@@ -93,15 +94,48 @@ def make_train_step(
 
 
 def make_predict_step(
-    model: Classifier, devices: list[jax.Device] | None = None
+    model: Classifier, devices: list[jax.Device] | None = None, average: str = ""
 ) -> Callable[[Variables, UInt8[Array, "d b h w 3"]], Float[Array, "n classes"]]:
-    """`predict(variables, chips) -> logits` of the whole global batch, on every device."""
+    """`predict(variables, chips) -> logits` of the whole global batch, on every device.
+
+    With `average` (see `average_logits`) they are those of the chips' eight dihedral views, which
+    are made on the device and go through the model one after the other.
+    """
 
     def predict(variables: Variables, chips: UInt8[Array, "b h w 3"]) -> Array:
-        logits = model.apply(variables, chips, train=False)
+        def logits_of(view: Int[Array, ""]) -> Any:
+            return model.apply(variables, dihedral_view(chips, view), train=False)
+
+        if average:
+            logits = average_logits(lax.map(logits_of, jnp.arange(VIEWS)), average)
+        else:
+            logits = model.apply(variables, chips, train=False)  # type: ignore[assignment]
         return lax.all_gather(logits, BATCH_AXIS, tiled=True)
 
     return jax.pmap(predict, BATCH_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+
+
+def dihedral_view(chips: UInt8[Array, "b s s 3"], view: Int[Array, ""]) -> UInt8[Array, "b s s 3"]:
+    """One of the square's eight symmetries, numbered as `data.augment` numbers them."""
+    chips = jnp.where(view & 1, chips[:, :, ::-1], chips)
+    chips = jnp.where(view & 2, chips[:, ::-1], chips)
+    return jnp.where(view & 4, chips.swapaxes(1, 2), chips)
+
+
+def average_logits(
+    logits: Float[Array, "views ..."], average: str, weights: Sequence[float] = ()
+) -> Float[Array, "..."]:
+    """One logit for several of the same thing, equally or by `weights` that add up to 1.
+
+    With `average` = "probabilities" it is the logit of the mean probability, which no large logit
+    makes infinite; with "logits" the mean logit.
+    """
+    share = jnp.array(weights or [1 / len(logits)] * len(logits), logits.dtype)
+    share = share.reshape(-1, *[1] * (logits.ndim - 1))
+    if average == "logits":
+        return (share * logits).sum(0)
+    yes, no = (jax.nn.logsumexp(jax.nn.log_sigmoid(z), 0, share) for z in (logits, -logits))
+    return yes - no
 
 
 def to_devices(array: np.ndarray, devices: int) -> np.ndarray:
