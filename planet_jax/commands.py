@@ -17,18 +17,24 @@ from ml_collections import ConfigDict
 
 from planet_jax import hosts
 from planet_jax.config import load, of_all_hosts, validate
-from planet_jax.data import competition, loader, planet, sample
+from planet_jax.data import competition, planet, sample
 from planet_jax.data import labels as label_file
 from planet_jax.errors import BadInput
-from planet_jax.files import locked, replacing, write_json
+from planet_jax.files import locked, replacing
 from planet_jax.model import imagenet
 from planet_jax.model.summary import layer_table
 from planet_jax.progress import progress
-from planet_jax.results import pictures, predictions, tables
-from planet_jax.score import metrics
+from planet_jax.results import (
+    evaluation,
+    pictures,
+    predictions,
+    scoring,
+    submission,
+    tables,
+)
 from planet_jax.train import checkpoint, loop
 from planet_jax.train import lr_range as range_test
-from planet_jax.train.stage import Stage, host_share
+from planet_jax.train.stage import Stage
 
 COMPETITION_CLASSES = 17
 
@@ -138,50 +144,38 @@ def lr_range(config: ConfigDict, stage: Stage | None = None) -> None:
     print(f"{run / 'lr_range.png'}: the curve")
 
 
+def _trained_stages(config: ConfigDict, stage: Stage | None) -> list[Stage]:
+    """The stage of workdir's run, or one for each of config.score.runs."""
+    if not config.score.runs:
+        return [stage or _stage(config, trained=True)]
+    _writable(Path(config.workdir))
+    members = [scoring.member_config(config, run) for run in config.score.runs]
+    data = stage.data if stage else prepare(config)
+    return [Stage(member, data) for member in members]
+
+
 def evaluate(config: ConfigDict, stage: Stage | None = None) -> None:
-    """Scores the run's checkpoint on the validation chips; writes metrics.json."""
-    stage = stage or _stage(config, trained=True)
-    scores, logits = stage.evaluate(stage.trained_variables(same_validation=True))
-    targets = stage.data.labels.targets[stage.valid_rows]
-    classes = stage.data.labels.classes
-    figures = metrics.per_class(metrics.sigmoid(logits), targets, config.score.threshold)
-    constant, chosen = metrics.best_constant(targets)
-    always = [name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen]
-    by_class = {
-        name: {figure: float(values[i]) for figure, values in figures.items()}
-        for i, name in enumerate(classes)
-    }
-    write_json(
-        Path(config.workdir) / "metrics.json",
-        {
-            **scores,
-            "chips": len(targets),
-            "threshold": config.score.threshold,
-            "checkpoint": config.checkpoint,
-            "per_class": by_class,
-            "best_constant": {"fbeta": constant, "labels": always},
-        },
-    )
-    print(tables.class_table(by_class))
-    print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-    print(f"F2 of the best constant prediction ({' '.join(always)}): {constant:.4f}")
+    """Scores the run, or the average of score.runs, and compares the ways to decide on labels."""
+    found = evaluation.evaluate(config, _trained_stages(config, stage))
+    print(tables.evaluation(found))
+    files = "metrics_train.json, chips_train.csv and mistakes_train.csv"
+    if found["rows"] == "valid":
+        files = "metrics.json, decisions.json, chips.csv and mistakes.csv"
+    print(f"{config.workdir}: {files} are there; {found['mistakes']} chips have a wrong label")
 
 
 def predict(config: ConfigDict, stage: Stage | None = None) -> None:
-    """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv."""
-    folder = Path(config.predict.folder or Path(config.data.root) / "test-jpg")
-    files = predictions.image_files(folder)
+    """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv, and on
+    request the competition's submission.csv."""
+    files = predictions.chips(config)
     hosts.agree({"config.predict.folder": [file.name for file in files]})
-    stage, path = stage or _stage(config, trained=True), Path(config.workdir) / "predictions.csv"
-    batches = loader.folder_batches(
-        files, size=config.data.size, batch_size=config.data.batch_size, share=host_share(),
-        threads=config.data.threads,
-    )  # fmt: skip
-    logits = stage.logits(stage.trained_variables(), batches, len(files), "predicting")
-    names = [file.stem for file in files]
-    probabilities = metrics.sigmoid(logits)
-    predictions.write(path, names, stage.data.labels.classes, probabilities, config.score.threshold)
-    print(f"{path}: tags and probabilities of the {len(files)} chips of {folder}")
+    order = submission.order(config, files) if config.predict.submission else []
+    table = predictions.predict(config, _trained_stages(config, stage), files)
+    path = Path(config.workdir) / "predictions.csv"
+    print(f"{path}: tags and probabilities of the {len(files)} chips of {files[0].parent}")
+    if order:
+        predictions.write(path.with_name("submission.csv"), submission.rows(table, order))
+        print(f"{path.with_name('submission.csv')}: the tags of {len(order)} chips, in its order")
 
 
 def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -199,7 +193,9 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
         validate(stage_config)
         hosts.agree(of_all_hosts(stage_config))
     last, runs = stages[-1], [Path(config.workdir) for config in stages]
-    scored = runs[-1] / "metrics.json", runs[-1] / "predictions.csv"
+    scored = [runs[-1] / "metrics.json", runs[-1] / "predictions.csv"]
+    if last.predict.submission:
+        scored.append(runs[-1] / "submission.csv")
     for config, run in zip(stages, runs, strict=True):
         done = loop.finished(config, run)
         wanted = run / "history.png", *(scored if config is last else ())

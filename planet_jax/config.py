@@ -143,7 +143,25 @@ KNOBS: dict[str, Knob] = {
     "lr_range.in_journey": _flag(True, "the journey command runs the test before this stage"),
     # Scores and predictions
     "score.threshold": _within(0, 1, 0.2, "probability above which a label is predicted"),
+    "score.decide": _choice(
+        "threshold", ("per_class", "expected_f2"),
+        "how probabilities become labels: score.threshold; fitted thresholds; highest expected F2"),
+    "score.calibrate": _flag(False, "Platt-scale each class before labels are decided"),
+    "score.weather_rule": _flag(
+        False, "exactly one of clear, partly_cloudy, haze, cloudy; nothing else with cloudy"),
+    "score.folds": _at_least(2, 5, "what is fitted to chips is scored on others, in so many parts"),
+    "score.resamples": _at_least(20, 1000, "of the bootstrap behind each 95% interval"),
+    "score.tta": _choice(
+        "none", ("dihedral", "fastai"),
+        "views of a chip: itself; its eight symmetries; fastai v1's own scheme"),
+    "score.average": _choice("probabilities", ("logits",), "what views and runs have averaged"),
+    "score.rows": _choice("valid", ("train",), "the chips that evaluate scores"),
+    "score.runs": Knob(
+        (), lambda value: all(isinstance(run, str) and run.strip() for run in value),
+        "a tuple of run folders", "runs to average, each at its own size; (): workdir's alone"),
     "predict.folder": _text("", "images to predict; '': test-jpg of data.root"),
+    "predict.submission": _flag(
+        False, "write submission.csv too; '' then means test-jpg and test-jpg-additional"),
 }  # fmt: skip
 
 # These change no number of a run: they may differ when it goes on. A knob of the network, the data
@@ -152,7 +170,9 @@ FREE_KNOBS = {
     "workdir", "checkpoint", "stages", "data.source", "data.root", "data.cache", "data.decoded",
     "data.threads", "data.kaggle_competition", "data.kaggle_mirror", "data.test_chips",
     "train.save_every", "train.save_minutes", "train.force", "lr_range.in_journey",
-    "lr_range.steps", "lr_range.low", "lr_range.high", "predict.folder",
+    "lr_range.steps", "lr_range.low", "lr_range.high", "predict.folder", "predict.submission",
+    "score.decide", "score.calibrate", "score.weather_rule", "score.folds", "score.resamples",
+    "score.tta", "score.average", "score.rows", "score.runs",
     "hosts.coordinator", "hosts.count", "hosts.index",
 }  # fmt: skip
 

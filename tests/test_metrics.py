@@ -5,8 +5,10 @@ import pytest
 from conftest import needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+from sklearn.calibration import calibration_curve
 
-from planet_jax.score import metrics
+from planet_jax.score import calibration, co_occurrence, intervals, metrics
 
 
 @needs_shared
@@ -53,8 +55,82 @@ def test_no_other_set_beats_the_best_constant(classes, n, seed):
 def test_per_class_by_hand():
     targets = np.array([[1, 0], [1, 0], [0, 0]])
     p = np.array([[0.9, 0.1], [0.1, 0.1], [0.9, 0.1]])
-    figures = metrics.per_class(p, targets)
+    figures = metrics.per_class(p > 0.2, p, targets)
     assert figures["precision"].tolist() == [0.5, 0]
     assert figures["recall"].tolist() == [0.5, 0]
     assert figures["fbeta"].tolist() == [0.5, 0]
-    assert figures["support"].tolist() == [2, 0]
+    assert figures["average_precision"].tolist() == pytest.approx([0.5 * 0.5 + 0.5 * 2 / 3, 0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_per_class_figures_are_scikit_learns(n, seed):
+    """With ties, and with chips that count several times, or not at all."""
+    rng = np.random.default_rng(seed)
+    p = np.where(rng.random((n, 3)) < 0.5, rng.choice([0, 0.2, 0.5, 1], (n, 3)), rng.random((n, 3)))
+    targets = (rng.random((n, 3)) < [0.1, 0.5, 0.9]).astype(np.uint8)
+    weights = np.concatenate([np.ones((1, n), np.float32), intervals.resamples(rng, n, 2)])
+    ours = metrics.per_class(p > 0.2, p, targets, weights)
+    for r, w in enumerate(weights):
+        precision, recall, fbeta, _ = sklearn_metrics.precision_recall_fscore_support(
+            targets, p > 0.2, beta=2, sample_weight=w, zero_division=0
+        )
+        expected = {"precision": precision, "recall": recall, "fbeta": fbeta}
+        for name, values in expected.items():
+            np.testing.assert_allclose(ours[name][r], values, atol=1e-6)
+        for c in np.flatnonzero(w @ targets):
+            area = sklearn_metrics.average_precision_score(targets[:, c], p[:, c], sample_weight=w)
+            assert ours["average_precision"][r, c] == pytest.approx(area, abs=1e-6)
+
+
+def test_scores_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.standard_normal((200, 5))
+    p, targets = metrics.sigmoid(logits), rng.integers(0, 2, (200, 5)).astype(np.uint8)
+    targets[:, 0] = 1  # so that no chip is without a label
+    theirs = sklearn_metrics.fbeta_score(targets, p > 0.2, beta=2, average="samples")
+    assert metrics.fbeta(p, targets) == pytest.approx(theirs, abs=1e-8)
+    entries = targets.ravel(), p.ravel()
+    assert metrics.binary_cross_entropy(logits, targets) == pytest.approx(
+        sklearn_metrics.log_loss(*entries)
+    )
+    assert calibration.brier(p, targets).mean() == pytest.approx(
+        sklearn_metrics.brier_score_loss(*entries)
+    )
+    shares, means = calibration_curve(*entries, n_bins=10)
+    ours = calibration.reliability(p, targets)
+    np.testing.assert_allclose([row["share"] for row in ours], shares)
+    np.testing.assert_allclose([row["probability"] for row in ours], means)
+    assert sum(row["entries"] for row in ours) == targets.size
+
+
+def test_an_interval_of_a_mean_is_what_statistics_say():
+    """1.96 standard errors either side; and its share of misses is what it claims."""
+    rng = np.random.default_rng(0)
+    values = rng.exponential(size=400)
+    low, high = intervals.mean_interval(values, intervals.resamples(rng, 400, 4000))
+    error = values.std() / 20
+    assert (low, high) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.3 * error
+    )
+    missed = 0
+    for _ in range(300):
+        values = rng.standard_normal(50)
+        low, high = intervals.mean_interval(values, intervals.resamples(rng, 50, 200))
+        missed += not low <= 0 <= high
+    assert 5 <= missed <= 35  # 15 of 300 are 5%; a bootstrap of 50 misses somewhat more
+
+
+def test_resamples_are_as_large_as_the_sample_and_repeat():
+    weights = intervals.resamples(np.random.default_rng(3), 20, 500)
+    assert (weights.sum(1) == 20).all()
+    assert weights.mean(0) == pytest.approx(np.ones(20), abs=0.2)
+    again = intervals.resamples(np.random.default_rng(3), 20, 500)
+    np.testing.assert_array_equal(weights, again)
+
+
+def test_co_occurrence_by_hand():
+    true = np.array([[1, 0, 0], [1, 0, 1], [1, 1, 0], [0, 0, 0]], bool)
+    predicted = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 0], [0, 1, 1]], bool)
+    assert co_occurrence.swaps(predicted, true) == [(0, 1, 2)]  # a missed, b instead, on two chips
+    assert co_occurrence.pairs(predicted, true) == [(1, 2, 0, 2), (0, 2, 1, 0), (0, 1, 1, 1)]

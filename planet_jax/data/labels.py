@@ -91,15 +91,23 @@ def split(
 
 
 def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[np.ndarray, " n"]:
-    """Those of the rows `train` that `file` names, a chip a line; validation chips are left out.
+    """Those of the rows `train` that `file` names; validation chips are left out.
+
+    The file has a name a line, or is a CSV whose first column is `image_name` (as mistakes.csv).
 
     Raises:
       BadInput: the file cannot be read, names a chip that is not there, or none to train on.
     """
     try:
-        names = {line.strip() for line in file.read_text().splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_text()
+        if text.startswith("image_name,"):
+            table = pd.read_csv(file, usecols=["image_name"], dtype=str, keep_default_na=False)
+            lines = table["image_name"].tolist()
+        else:
+            lines = text.splitlines()
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise BadInput(f"config.data.subset = {file}: cannot be read ({error})") from None
+    names = {line.strip() for line in lines if line.strip()}
     if unknown := sorted(names - set(labels.names)):
         raise BadInput(
             f"config.data.subset = {file}: {len(unknown)} names are not in {CSV}: "
@@ -107,7 +115,10 @@ def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[
         )
     chosen = np.array([row for row in train if labels.names[row] in names], int)
     if len(chosen) == 0:
-        raise BadInput(f"config.data.subset = {file}: names no chip that is trained on")
+        raise BadInput(
+            f"config.data.subset = {file}: names no chip that is trained on; "
+            "evaluate lists mistakes that can be with score.rows=train"
+        )
     if len(chosen) < len(names):
         say(f"{file}: {len(names) - len(chosen)} of its chips validate and are not trained on")
     return chosen

@@ -1,15 +1,35 @@
 """Tags for every chip of a folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
+from numpy import ndarray
 
 from planet_jax.errors import BadInput
 from planet_jax.files import replacing
+from planet_jax.results import fitted, scoring
+from planet_jax.score import metrics
+from planet_jax.train.stage import Stage
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+TEST, ADDITIONAL = "test-jpg", "test-jpg-additional"
+
+
+def chips(config: ConfigDict) -> list[Path]:
+    """The images to predict: of predict.folder, or the competition's test chips.
+
+    Raises:
+      BadInput: the folder is not there or has none.
+    """
+    root, additional = Path(config.data.root), Path(config.data.root) / ADDITIONAL
+    files = image_files(Path(config.predict.folder or root / TEST))
+    if config.predict.submission and not config.predict.folder and additional.is_dir():
+        names = {file.stem for file in files}
+        files += [file for file in image_files(additional) if file.stem not in names]
+    return files
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -26,19 +46,44 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def write(
-    path: Path,
-    names: list[str],
-    classes: tuple[str, ...],
-    probabilities: Float[np.ndarray, "n classes"],
-    threshold: float,
-) -> None:
-    """Writes `image_name,tags`, then a column of probability for each class."""
-    tags = [
-        " ".join(name for name, p in zip(classes, row, strict=True) if p > threshold)
-        for row in probabilities
+def predict(config: ConfigDict, stages: Sequence[Stage], files: Sequence[Path]) -> pd.DataFrame:
+    """Writes predictions.csv: tags and probabilities of `files`, from the average of `stages`.
+
+    Raises:
+      BadInput: a file that cannot be decoded; a decision that was not fitted, or to other
+        probabilities.
+    """
+    decide, classes = fitted.decision(config, stages), stages[0].data.labels.classes
+    logits = scoring.logits(stages, scoring.files_source(files), len(files), "predicting")
+    probabilities = metrics.sigmoid(logits)
+    found = table(
+        [file.stem for file in files], classes, decide.calibrated(probabilities),
+        decide(probabilities),
+    )  # fmt: skip
+    write(Path(config.workdir) / "predictions.csv", found)
+    return found
+
+
+def table(
+    names: Sequence[str],
+    classes: Sequence[str],
+    probabilities: Float[ndarray, "n classes"],
+    predicted: Bool[ndarray, "n classes"],
+) -> pd.DataFrame:
+    """`image_name,tags`, then a column of probability for each class."""
+    head = pd.DataFrame({"image_name": list(names), "tags": joined_tags(predicted, classes)})
+    return pd.concat([head, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
+
+
+def joined_tags(chosen: Bool[ndarray, "n classes"], classes: Sequence[str]) -> list[str]:
+    """Each chip's labels, apart by spaces."""
+    return [
+        " ".join(name for name, is_chosen in zip(classes, row, strict=True) if is_chosen)
+        for row in chosen
     ]
-    table = pd.DataFrame({"image_name": names, "tags": tags})
-    table[list(classes)] = probabilities
+
+
+def write(path: Path, table: pd.DataFrame) -> None:
+    """Writes the table as CSV, eight digits a number."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.8g")

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from planet_jax.model.summary import Layer
 
+MOST = 5  # co-occurrences that are told
 NOTEBOOK = """What fastai v1 reports: the notebook at 128 px, fast.ai's course run at 256 px.
 stage       valid_loss  fbeta
 stage1          0.1049 0.9259
@@ -59,8 +61,85 @@ def layer_lines(layers: Sequence[Layer]) -> str:
     return "\n".join([head, rule, *lines, rule, *totals])
 
 
-def class_table(by_class: dict[str, dict[str, float]]) -> str:
-    """A line a class: precision, recall, F2 and support."""
-    table = pd.DataFrame(by_class).T
-    table["support"] = table["support"].astype(int)
-    return table.to_string(float_format=lambda value: f"{value:.4f}")
+def evaluation(figures: dict[str, Any]) -> str:
+    """What metrics.json holds, for people; [a, b] is a 95% interval."""
+    ends = figures["intervals"]
+    scores = "  ".join(
+        f"{name} {_with_interval(figures[name], ends[name])}"
+        for name in ("valid_loss", "accuracy_thresh", "fbeta")
+    )
+    constant = figures["best_constant"]
+    lines = [
+        class_table(figures["per_class"]),
+        f"labels by {way(figures['decision'])}; [a, b] is a 95% interval over "
+        f"{figures['chips']} chips",
+        f"\nat the threshold {figures['threshold']:g}: {scores}",
+        f"F2 of the best constant prediction ({' '.join(constant['labels'])}): "
+        f"{constant['fbeta']:.4f}",
+    ]
+    if figures["decisions"]:
+        lines.append(f"\n{decision_table(figures['decisions'])}")
+    for kind, values in figures["reliability"].items():
+        lines.append(
+            f"{kind} probabilities: calibration error {values['calibration_error']:.4f}, "
+            f"Brier score {values['brier']:.4f}"
+        )
+    if swaps := figures["co_occurrence"]["swaps"][:MOST]:
+        taken = [f"{s['instead']} for {s['missed']} {s['chips']}" for s in swaps]
+        lines.append(f"most often predicted in place of a true label: {'; '.join(taken)}")
+    if pairs := figures["co_occurrence"]["pairs"][:MOST]:
+        together = [f"{' + '.join(p['labels'])} {p['predicted']} ({p['true']})" for p in pairs]
+        lines.append(f"pairs predicted together (true together): {'; '.join(together)}")
+    return "\n".join(lines)
+
+
+def class_table(by_class: dict[str, dict[str, Any]]) -> str:
+    """A line a class: support, precision, recall, F2 and average precision with intervals."""
+    names = {
+        "precision": "precision", "recall": "recall", "fbeta": "F2",
+        "average_precision": "average precision",
+    }  # fmt: skip
+    rows = {
+        label: {
+            "chips": int(values["support"]),
+            **{
+                title: _with_interval(values[name], values["intervals"][name], 2)
+                for name, title in names.items()
+            },
+        }
+        for label, values in by_class.items()
+    }
+    return pd.DataFrame(rows).T.to_string()
+
+
+def decision_table(decisions: Sequence[dict[str, Any]]) -> str:
+    """A line a way of deciding: its F2, and what it gains over the first."""
+    told = {"gain": "a gain", "loss": "a loss", "none": "no difference shown"}
+    rows = [
+        [
+            way(row),
+            _with_interval(row["fbeta"], row["interval"]),
+            f"{row['gain']:+.4f} [{row['gain_interval'][0]:+.4f}, {row['gain_interval'][1]:+.4f}]",
+            told[row["shown"]],
+        ]
+        for row in decisions
+    ]
+    rows[0][2:] = ["", ""]
+    table = pd.DataFrame(rows, columns=["labels by (fitted on other chips)", "F2", "gain", ""])
+    return table.to_string(index=False, justify="left")
+
+
+def way(decision: dict[str, Any]) -> str:
+    """A way of deciding in words."""
+    rules = {
+        "threshold": "one threshold",
+        "per_class": "a threshold a class",
+        "expected_f2": "highest expected F2",
+    }
+    calibrated = ", calibrated" if decision["calibrate"] else ""
+    weather = ", rule of the weather" if decision["weather_rule"] else ""
+    return rules[decision["rule"]] + calibrated + weather
+
+
+def _with_interval(value: float, ends: Sequence[float], digits: int = 4) -> str:
+    return f"{value:.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, UInt8
 
 Probabilities = Float[np.ndarray, "n classes"]
 Targets = UInt8[np.ndarray, "n classes"]
+RESAMPLES_AT_ONCE = 50  # what fits a cache
 
 
 def sigmoid(logits: Float[np.ndarray, "n classes"]) -> Probabilities:
@@ -14,8 +15,15 @@ def sigmoid(logits: Float[np.ndarray, "n classes"]) -> Probabilities:
 
 def binary_cross_entropy(logits: Float[np.ndarray, "n classes"], targets: Targets) -> float:
     """The mean over all entries, from logits (fastai's BCEWithLogitsFlat)."""
+    return float(loss_per_chip(logits, targets).mean())
+
+
+def loss_per_chip(
+    logits: Float[np.ndarray, "n classes"], targets: Targets
+) -> Float[np.ndarray, " n"]:
+    """Each chip's binary cross-entropy, the mean over its labels."""
     logits = logits.astype(np.float64)
-    return float(np.mean(np.logaddexp(0, logits) - logits * targets))
+    return np.mean(np.logaddexp(0, logits) - logits * targets, axis=1)
 
 
 def accuracy_thresh(
@@ -67,18 +75,51 @@ def best_constant(
 
 
 def per_class(
-    probabilities: Probabilities, targets: Targets, threshold: float = 0.2, beta: float = 2.0
-) -> dict[str, Float[np.ndarray, " classes"]]:
-    """Precision, recall, F-beta and support of each class over all chips; 0/0 is 0."""
-    predicted, true = probabilities > threshold, targets > 0
-    hits = (predicted & true).sum(0).astype(np.float64)
+    predicted: Bool[np.ndarray, "n classes"],
+    probabilities: Probabilities,
+    targets: Targets,
+    weights: Float[np.ndarray, "resamples n"] | None = None,
+    beta: float = 2.0,
+) -> dict[str, Float[np.ndarray, "resamples classes"]]:
+    """Each class's precision, recall, F-beta and average precision over all chips; 0/0 is 0.
 
-    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
-
-    return {
-        "precision": ratio(hits, predicted.sum(0)),
-        "recall": ratio(hits, true.sum(0)),
-        "fbeta": ratio((1 + beta**2) * hits, beta**2 * true.sum(0) + predicted.sum(0)),
-        "support": true.sum(0).astype(np.float64),
+    `weights` says how often each chip counts, a row a resample; without it each counts once, and
+    the figures are [classes].
+    """
+    true = targets > 0
+    w = np.ones((1, len(true))) if weights is None else weights
+    hits, given, there = (w @ a.astype(w.dtype) for a in (predicted & true, predicted, true))
+    figures = {
+        "precision": _ratio(hits, given),
+        "recall": _ratio(hits, there),
+        "fbeta": _ratio((1 + beta**2) * hits, beta**2 * there + given),
+        "average_precision": average_precision(probabilities, targets, w),
     }
+    return figures if weights is not None else {name: a[0] for name, a in figures.items()}
+
+
+def average_precision(
+    probabilities: Probabilities, targets: Targets, weights: Float[np.ndarray, "resamples n"]
+) -> Float[np.ndarray, "resamples classes"]:
+    """The sum over thresholds of precision times the recall gained there (scikit-learn's).
+
+    Chips of equal probability pass a threshold together; a class without true chips has 0.
+    """
+    out = np.zeros((len(weights), probabilities.shape[1]))
+    for c, (p, true) in enumerate(zip(probabilities.T, targets.T > 0, strict=True)):
+        order = np.argsort(-p, kind="stable")
+        last = np.flatnonzero(np.append(np.diff(p[order]) != 0, True))  # of each threshold's chips
+        # Only thresholds that let a true chip in gain recall.
+        gains = np.diff(np.append(0, true[order].cumsum()[last])) > 0
+        for i in range(0, len(weights), RESAMPLES_AT_ONCE):
+            w = weights[i : i + RESAMPLES_AT_ONCE, order]
+            given = w.cumsum(1)[:, last[gains]]
+            hits = (w * true[order]).cumsum(1)[:, last[gains]]
+            gained = np.diff(hits, axis=1, prepend=0)
+            area = (_ratio(hits, given) * gained).sum(1)
+            out[i : i + RESAMPLES_AT_ONCE, c] = _ratio(area, hits[:, -1:].sum(1))
+    return out
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)

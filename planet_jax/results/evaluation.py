@@ -1,0 +1,48 @@
+"""The files of an evaluation: metrics.json, decisions.json, chips.csv and mistakes.csv."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from planet_jax.files import write_json
+from planet_jax.results import fitted, predictions, scoring
+from planet_jax.results.judged import Judged, chip_table, figures, fit_to_all
+from planet_jax.train.stage import Stage
+
+
+def evaluate(config: ConfigDict, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Scores the average of `stages` on the chips of config.score.rows; returns metrics.json.
+
+    chips.csv has every chip, the greatest loss first, and mistakes.csv those with a wrong label.
+    What is fitted to the validation chips goes to decisions.json. With score.rows = train that is
+    what labels are decided by, and the files are metrics_train.json, chips_train.csv and
+    mistakes_train.csv.
+
+    Raises:
+      BadInput: another vocabulary or other validation chips than a run was trained with; a rule
+        of the weather without weather; nothing fitted, or to other probabilities.
+    """
+    run, labels, training = Path(config.workdir), stages[0].data.labels, score_training(config)
+    fitted.weather(config, labels.classes)
+    stored = fitted.decision(config, stages) if training else None
+    rows = stages[0].train_rows if training else stages[0].valid_rows
+    logits = scoring.logits(stages, scoring.rows_source(rows), len(rows), "scoring", True)
+    judged = Judged(config, logits, labels.targets[rows], labels.classes, stored)
+    chips = chip_table(judged, labels, rows)
+    mistakes = chips[chips["tags"] != chips["predicted"]]
+    found = {**figures(judged), "mistakes": len(mistakes)}
+    suffix = "_train" if training else ""
+    write_json(run / f"metrics{suffix}.json", found)
+    predictions.write(run / f"chips{suffix}.csv", chips)
+    predictions.write(run / f"mistakes{suffix}.csv", mistakes)
+    if not training:
+        whose = fitted.provenance(config, stages)
+        fitted.write(run, fit_to_all(judged), labels.classes, whose)
+    return found
+
+
+def score_training(config: ConfigDict) -> bool:
+    """Whether the chips that train are scored, not those that validate."""
+    return bool(config.score.rows == "train")

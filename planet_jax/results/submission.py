@@ -1,0 +1,55 @@
+"""The competition's submission: `image_name,tags` of test_0, test_1, ... and file_0, file_1, ...
+
+40,669 chips of test-jpg, then 20,522 of test-jpg-additional, in the sample submission's order.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from ml_collections import ConfigDict
+
+from planet_jax.errors import BadInput, first_few
+from planet_jax.progress import say
+
+SAMPLE = "sample_submission_v2.csv"
+ROWS = 61_191
+
+
+def order(config: ConfigDict, files: Sequence[Path]) -> list[str]:
+    """The names to submit, in order: those of the sample submission in data.root, if it is there.
+
+    Else all names, test before file, by number.
+
+    Raises:
+      BadInput: the sample cannot be read, or names chips that are not among `files`.
+    """
+    sample, names = Path(config.data.root) / SAMPLE, {file.stem for file in files}
+    if not sample.exists():
+        if len(names) != ROWS:
+            say(f"no {sample}, and {len(names)} chips: the competition asks for {ROWS}")
+        return sorted(names, key=_place)
+    try:
+        wanted = pd.read_csv(sample, dtype=str, keep_default_na=False)["image_name"].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{sample}: no table with a column image_name ({error})") from None
+    if missing := [name for name in wanted if name not in names]:
+        raise BadInput(
+            f"{sample} asks for {len(missing)} chips that are not there: {first_few(missing)}; "
+            "fetch them with config.data.test_chips=True, or name their folder in predict.folder"
+        )
+    if extra := len(names) - len(set(wanted)):
+        say(f"{extra} chips are not in {sample}; they are in predictions.csv alone")
+    return wanted
+
+
+def _place(name: str) -> tuple[bool, str, int]:
+    """test_2 before test_10, and both before file_0."""
+    stem, number = re.fullmatch(r"(.*?)(\d*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    return stem != "test_", stem, int(number or -1)
+
+
+def rows(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """`image_name,tags` of these names, in this order, from a table of predictions."""
+    return table.set_index("image_name").loc[list(order), ["tags"]].reset_index()

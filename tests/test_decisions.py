@@ -1,0 +1,164 @@
+"""Decisions against brute force over all label sets, and against thresholds of every kind."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.calibration import _SigmoidCalibration
+
+from planet_jax.score import calibration, decisions, metrics
+
+SKY = ("bare_ground", "clear", "cloudy", "haze", "partly_cloudy", "water")
+seeds = st.integers(0, 2**32 - 1)
+
+
+def all_sets(classes):
+    return np.array(list(itertools.product((False, True), repeat=classes)))
+
+
+def expected_fbeta(sets, p, beta=2.0):
+    """Of each set, by going through every truth; fastai's fbeta, so nothing for nothing is 0."""
+    truths = all_sets(len(p))
+    chances = np.where(truths, p, 1 - p).prod(1)
+    scores = [metrics.fbeta_per_chip(np.tile(s, (len(truths), 1)), truths, beta) for s in sets]
+    return np.array(scores) @ chances
+
+
+def draw_probabilities(seed, n, classes):
+    """Anything, many ties, zeros and ones."""
+    rng = np.random.default_rng(seed)
+    p = rng.random((n, classes)) ** rng.choice([0.3, 1, 5])
+    return np.where(rng.random((n, classes)) < 0.4, rng.choice([0, 0.2, 0.5, 1], p.shape), p)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.integers(1, 6), st.sampled_from([0.5, 1.0, 2.0]))
+def test_no_set_of_labels_has_a_higher_expected_fbeta(seed, classes, beta):
+    p = draw_probabilities(seed, 4, classes)
+    chosen = decisions.best_expected_fbeta(p, beta)
+    sets = all_sets(classes)
+    for row, labels in zip(p, chosen, strict=True):
+        best = expected_fbeta(sets, row, beta).max()
+        assert expected_fbeta([labels], row, beta)[0] == pytest.approx(best, abs=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds)
+def test_no_set_that_obeys_the_weather_is_better(seed):
+    weather = decisions.weather_of(SKY)
+    p = draw_probabilities(seed, 4, len(SKY))
+    chosen = decisions.best_expected_fbeta(p, weather=weather)
+    sets = all_sets(len(SKY))
+    obey = sets[:, weather.columns].sum(1) == 1
+    obey &= ~sets[:, weather.cloudy] | (sets.sum(1) == 1)
+    for row, labels in zip(p, chosen, strict=True):
+        assert any((labels == s).all() for s in sets[obey])
+        best = expected_fbeta(sets[obey], row).max()
+        assert expected_fbeta([labels], row)[0] == pytest.approx(best, abs=1e-8)
+
+
+def test_where_labels_are_as_independent_as_assumed_no_threshold_is_better():
+    """20,000 chips drawn from known probabilities; thresholds even fitted to these very chips."""
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.5, 1.5, (20_000, 8)) * rng.random(8)
+    targets = (rng.random(p.shape) < p).astype(np.uint8)
+
+    def score(predicted):
+        return metrics.fbeta_per_chip(predicted, targets > 0).mean()
+
+    best = score(decisions.best_expected_fbeta(p))
+    assert best > max(score(p > t) for t in np.linspace(0, 1, 51)) + 0.005
+    assert best > score(p > decisions.fit_thresholds(p, targets)) + 0.002
+
+
+def test_nothing_probable_means_no_label_and_a_sure_one_is_given():
+    p = np.array([[0, 0, 0.0], [1, 0, 0.0], [0.01, 0, 0]])
+    chosen = decisions.best_expected_fbeta(p)
+    assert chosen.tolist() == [[False] * 3, [True, False, False], [True, False, False]]
+    assert decisions.best_expected_fbeta(p[:0]).shape == (0, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.integers(1, 12))
+def test_one_class_gets_the_best_threshold_there_is(seed, n):
+    rng = np.random.default_rng(seed)
+    p, targets = draw_probabilities(seed, n, 1), rng.integers(0, 2, (n, 1)).astype(np.uint8)
+    threshold = decisions.fit_thresholds(p, targets)
+    cuts = np.concatenate([p[:, 0], [0, 1]])  # every way there is to cut
+    best = max(metrics.fbeta(p, targets, t) for t in cuts)
+    assert metrics.fbeta(p, targets, threshold) == pytest.approx(best, abs=1e-8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.floats(0.05, 0.9))
+def test_fitted_thresholds_never_score_less_and_no_single_change_helps(seed, start):
+    rng = np.random.default_rng(seed)
+    p = draw_probabilities(seed, 30, 4)
+    targets = (rng.random(p.shape) < 0.3).astype(np.uint8)
+    thresholds = decisions.fit_thresholds(p, targets, start)
+    best = metrics.fbeta(p, targets, thresholds)
+    assert best >= metrics.fbeta(p, targets, start) - 1e-12
+    for c, cut in itertools.product(range(4), np.append(p.ravel(), 1)):
+        changed = thresholds.copy()
+        changed[c] = cut
+        assert metrics.fbeta(p, targets, changed) <= best + 1e-8
+
+
+def test_cross_fitting_never_shows_a_chip_its_own_label():
+    """Noise, where all labels are best: fitted thresholds gain on their own chips alone."""
+    rng = np.random.default_rng(1)
+    p, targets = rng.random((200, 6)), (rng.random((200, 6)) < 0.2).astype(np.uint8)
+    fold = decisions.folds(rng, 200, 5)
+    assert np.bincount(fold).tolist() == [40] * 5
+
+    def fit(p, targets):
+        return decisions.fit("per_class", p, targets, threshold=0)
+
+    crossed = decisions.cross_fit(fit, p, targets, fold)
+    by_hand = fit(p[fold != 3], targets[fold != 3])(p[fold == 3])
+    np.testing.assert_array_equal(crossed[fold == 3], by_hand)
+    everything, same, other = (
+        metrics.fbeta_per_chip(a, targets > 0).mean() for a in (p > 0, fit(p, targets)(p), crossed)
+    )
+    assert same > everything + 0.003
+    assert other < everything
+    flipped = targets.copy()
+    flipped[fold == 3] ^= 1
+    again = decisions.cross_fit(fit, p, flipped, fold)
+    np.testing.assert_array_equal(crossed[fold == 3], again[fold == 3])
+
+
+def test_the_rule_of_the_weather():
+    weather = decisions.weather_of(SKY)
+    p = np.array([[0.9, 0.5, 0.4, 0, 0.45, 0.3], [0.9, 0.1, 0.6, 0.2, 0.3, 0.9], [0.0] * 6])
+    decision = decisions.Decision("threshold", np.full(6, 0.2), weather=weather)
+    tags = [[tag for tag, given in zip(SKY, row, strict=True) if given] for row in decision(p)]
+    assert tags == [["bare_ground", "clear", "water"], ["cloudy"], ["clear"]]
+    assert decisions.weather_of(("clear", "haze")) is None
+
+
+def test_calibration_is_platts():
+    """scikit-learn's fit of the same two numbers, its prior included."""
+    rng = np.random.default_rng(2)
+    p = rng.random((500, 3))
+    targets = (rng.random(p.shape) < p ** [1.5, 2, 3]).astype(np.uint8)
+    ours = calibration.fit_calibration(p, targets)
+    logits = np.log(p / (1 - p))
+    for c in range(3):
+        theirs = _SigmoidCalibration().fit(logits[:, c], targets[:, c])
+        found = ours.slope[c], ours.intercept[c]
+        assert found == pytest.approx((-theirs.a_, -theirs.b_), abs=2e-4)
+    mended = ours(p)
+    assert calibration.calibration_error(mended, targets) < 0.05
+    assert calibration.calibration_error(p, targets) > 0.09
+    assert (calibration.brier(mended, targets) < calibration.brier(p, targets) + 1e-3).all()
+
+
+def test_calibration_of_certainty_and_of_a_class_that_is_never_there():
+    p = np.array([[0, 1.0], [1, 1.0], [1, 0.0], [0, 0.0]])
+    mended = calibration.fit_calibration(p, np.array([[0, 0], [1, 0], [1, 0], [0, 0]]))(p)
+    assert np.isfinite(mended).all()
+    assert (np.diff(mended[:2, 0]) > 0).all()
+    assert mended[:, 1].max() < 0.5
