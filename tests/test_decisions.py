@@ -4,10 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import _SigmoidCalibration
 
+from planet_jax.data.labels import read_labels
 from planet_jax.score import calibration, decisions, metrics
 
 SKY = ("bare_ground", "clear", "cloudy", "haze", "partly_cloudy", "water")
@@ -139,6 +141,16 @@ def test_the_rule_of_the_weather():
     assert decisions.weather_of(("clear", "haze")) is None
 
 
+@needs_shared
+def test_the_competitions_labels_obey_their_rule():
+    """All but one of 40,479, which has no weather at all."""
+    labels = read_labels(SHARED / "data" / "planet")
+    weather, true = decisions.weather_of(labels.classes), labels.targets > 0
+    obeying = decisions.obey_weather(true, labels.targets.astype(float), weather)
+    broken = np.flatnonzero((obeying != true).any(1))
+    assert [labels.names[row] for row in broken] == ["train_24448"]
+
+
 def test_calibration_is_platts():
     """scikit-learn's fit of the same two numbers, its prior included."""
     rng = np.random.default_rng(2)
@@ -161,4 +173,7 @@ def test_calibration_of_certainty_and_of_a_class_that_is_never_there():
     mended = calibration.fit_calibration(p, np.array([[0, 0], [1, 0], [1, 0], [0, 0]]))(p)
     assert np.isfinite(mended).all()
     assert (np.diff(mended[:2, 0]) > 0).all()
+    turned = np.array([[0.9], [0.8], [0.2], [0.1]])
+    mended_turned = calibration.fit_calibration(turned, np.array([[0], [0], [1], [1]]))(turned)
+    np.testing.assert_allclose(mended_turned, 0.5)  # Platt's mean target: no class is turned round
     assert mended[:, 1].max() < 0.5

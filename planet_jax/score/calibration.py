@@ -50,8 +50,9 @@ def _fit_class(z: Float[np.ndarray, " n"], true: np.ndarray) -> Float[np.ndarray
         off = (scipy.special.expit(logit) - goal) / len(z)
         return float(np.mean(np.logaddexp(0, logit) - logit * goal)), np.array([off @ z, off.sum()])
 
-    bounds = [(0, None), (None, None)]
-    return scipy.optimize.minimize(loss, [1.0, 0.0], jac=True, bounds=bounds, tol=1e-10).x
+    found = scipy.optimize.minimize(loss, [1.0, 0.0], jac=True, method="BFGS", tol=1e-7).x
+    # The loss is convex: if a negative slope is best, then of those allowed none at all is.
+    return found if found[0] >= 0 else np.array([0.0, scipy.special.logit(goal.mean())])
 
 
 def reliability(
