@@ -170,33 +170,62 @@ def best_expected_fbeta(
     For fixed k that is a sum over the set, so its expectation is too: the best k labels are the k
     of highest expected share, and the best k is found by trying all. Nothing else is assumed, so
     no other rule, thresholds among them, has a higher expected score where the probabilities are
-    right. O(classes³) a chip. With `weather`, the best of the sets that obey its rule.
+    right. O(classes³) a chip. With `weather` the truth is known to obey its rule too (see
+    `expected_shares`), and the labels are the best of the sets that do.
 
     Ye, Chai, Lee, Chieu: Optimizing F-measures: a tale of two approaches (ICML 2012); Waegeman et
     al.: On the Bayes-optimality of F-measure maximizers (JMLR 15, 2014), whose general maximiser
     this is with the independent model put in.
     """
     parts = [
-        _best_sets(expected_shares(probabilities[i : i + CHIPS_AT_ONCE], beta), weather)
+        _best_sets(expected_shares(probabilities[i : i + CHIPS_AT_ONCE], beta, weather), weather)
         for i in range(0, len(probabilities), CHIPS_AT_ONCE)
     ]
     return np.concatenate(parts) if parts else np.zeros(probabilities.shape, bool)
 
 
 def expected_shares(
-    probabilities: Probabilities, beta: float = 2.0
+    probabilities: Probabilities, beta: float = 2.0, weather: Weather | None = None
 ) -> Float[np.ndarray, "n classes k"]:
-    """What label c adds to the expected F-beta of a set of k + 1 labels that has it."""
+    """What label c adds to the expected F-beta of a set of k + 1 labels that has it.
+
+    With `weather`, exactly one of its tags is true, by shares of their probabilities, and with
+    `cloudy` nothing else; the other labels are independent under the other tags. The probability
+    of each label by itself stays what it is, as far as the rule lets it.
+    """
+    classes = probabilities.shape[1]
+    true, size = np.ogrid[:classes, 1 : classes + 1]
+
+    def worth(more: int) -> Float[np.ndarray, "s k"]:
+        return (1 + beta**2) / (beta**2 * (true + more) + size)
+
+    if weather is None:
+        return probabilities[..., None] * (_others(probabilities) @ worth(1))
+    columns = list(weather.columns)
+    sky = probabilities[:, columns]
+    total = sky.sum(1, keepdims=True)
+    sky = np.where(total > 0, sky / np.where(total > 0, total, 1), 1 / len(columns))
+    cloudy = sky[:, [columns.index(weather.cloudy)]]
+    given = np.minimum(probabilities / np.where(cloudy < 1, 1 - cloudy, 1), 1)
+    given[:, columns] = 0  # of the labels that are no weather, if it is not cloudy
+    others = _others(given)
+    shares = ((1 - cloudy) * given)[..., None] * (others @ worth(2))
+    shares[:, columns] = sky[..., None] * (others[:, columns] @ worth(1))
+    shares[:, weather.cloudy] = cloudy * worth(1)[0]
+    return shares
+
+
+def _others(probabilities: Probabilities) -> Float[np.ndarray, "n classes s"]:
+    """[:, c, s]: the chance that s of the labels apart from c are true (Poisson's binomial)."""
     n, classes = probabilities.shape
-    others = np.zeros((n, classes, classes))  # [:, c, s]: chance of s true labels apart from c
+    others = np.zeros((n, classes, classes))
     others[..., 0] = 1
     for j in range(classes):
         p = np.where(np.arange(classes) == j, 0, probabilities[:, j, None])[..., None]
         one_more = others[..., :-1] * p
         others *= 1 - p
         others[..., 1:] += one_more
-    true, size = np.ogrid[1 : classes + 1, 1 : classes + 1]
-    return probabilities[..., None] * (others @ ((1 + beta**2) / (beta**2 * true + size)))
+    return others
 
 
 def _best_sets(shares: Float[np.ndarray, "n classes k"], weather: Weather | None) -> Predicted:
