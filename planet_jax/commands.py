@@ -26,6 +26,7 @@ from planet_jax.model.summary import layer_table
 from planet_jax.progress import progress
 from planet_jax.results import (
     evaluation,
+    exporting,
     pictures,
     predictions,
     scoring,
@@ -178,6 +179,13 @@ def predict(config: ConfigDict, stage: Stage | None = None) -> None:
         print(f"{path.with_name('submission.csv')}: the tags of {len(order)} chips, in its order")
 
 
+def export(config: ConfigDict) -> None:
+    """Writes workdir/export: weights and a compiled function that run without this package."""
+    exporting.check(config)
+    path = exporting.export(config, _stage(config, trained=True))
+    print(f"{path}: model.safetensors, serving.bin, model.json, README.md and example.py are there")
+
+
 def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Trains config.stages in order, evaluates and predicts with the last; what is done stays done.
 
@@ -264,6 +272,7 @@ def _writable(run: Path) -> None:
 COMMANDS = {
     command.__name__: command
     for command in (
-        train, prepare, summary, show_batch, lr_range, evaluate, predict, journey,
+        train, prepare, summary, show_batch, lr_range, evaluate, predict, export,
+        journey,
     )
 }  # fmt: skip

@@ -129,7 +129,7 @@ def render(
         matrix = matrices(augmentation)
         change = augmentation.brightness
         brightness, contrast = np.log(change / (1 - change)), augmentation.contrast
-    tables = _lighting_tables(brightness, contrast)
+    tables = lighting_tables(brightness, contrast)
     shrink = min(height, width) / size / 2
     shrinks = (shrink > 1) & (shrink > _magnification(matrix))
     if large := np.flatnonzero(shrinks).tolist():
@@ -151,7 +151,7 @@ LOGIT = np.linspace(0, 1, LEVELS + 1).clip(1e-7, 1 - 1e-7)
 LOGIT = np.log(LOGIT / (1 - LOGIT)).astype(np.float32)
 
 
-def _lighting_tables(brightness: np.ndarray, contrast: np.ndarray) -> UInt8[np.ndarray, "n levels"]:
+def lighting_tables(brightness: np.ndarray, contrast: np.ndarray) -> UInt8[np.ndarray, "n levels"]:
     """A chip's output level for each quarter level of input: sigmoid((logit + b) c)."""
     logit = (LOGIT + brightness[:, None].astype(np.float32)) * contrast[:, None].astype(np.float32)
     return (255 / (1 + np.exp(-logit)) + np.float32(0.5)).astype(np.uint8)

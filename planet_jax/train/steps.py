@@ -98,21 +98,31 @@ def make_predict_step(
 ) -> Callable[[Variables, UInt8[Array, "d b h w 3"]], Float[Array, "n classes"]]:
     """`predict(variables, chips) -> logits` of the whole global batch, on every device.
 
+    `average` is as in `batch_logits`.
+    """
+
+    def predict(variables: Variables, chips: UInt8[Array, "b h w 3"]) -> Array:
+        logits = batch_logits(model, variables, chips, average)
+        return lax.all_gather(logits, BATCH_AXIS, tiled=True)
+
+    return jax.pmap(predict, BATCH_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+
+
+def batch_logits(
+    model: Classifier, variables: Variables, chips: UInt8[Array, "b s s 3"], average: str = ""
+) -> Float[Array, "b classes"]:
+    """The chips' logits, as scoring computes them.
+
     With `average` (see `average_logits`) they are those of the chips' eight dihedral views, which
     are made on the device and go through the model one after the other.
     """
 
-    def predict(variables: Variables, chips: UInt8[Array, "b h w 3"]) -> Array:
-        def logits_of(view: Int[Array, ""]) -> Any:
-            return model.apply(variables, dihedral_view(chips, view), train=False)
+    def logits_of(view: Int[Array, ""]) -> Any:
+        return model.apply(variables, dihedral_view(chips, view), train=False)
 
-        if average:
-            logits = average_logits(lax.map(logits_of, jnp.arange(VIEWS)), average)
-        else:
-            logits = model.apply(variables, chips, train=False)  # type: ignore[assignment]
-        return lax.all_gather(logits, BATCH_AXIS, tiled=True)
-
-    return jax.pmap(predict, BATCH_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+    if average:
+        return average_logits(lax.map(logits_of, jnp.arange(VIEWS)), average)
+    return model.apply(variables, chips, train=False)  # type: ignore[return-value]
 
 
 def dihedral_view(chips: UInt8[Array, "b s s 3"], view: Int[Array, ""]) -> UInt8[Array, "b s s 3"]:

@@ -1,0 +1,142 @@
+"""The export of a small trained run: without this package it gives what predict gives."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_chips
+from jax import export
+from PIL import Image
+from safetensors.numpy import load_file
+from test_loop import small_config
+from test_results import SKY, write_run
+
+from planet_jax import commands
+from planet_jax.data.augment import render
+from planet_jax.errors import BadInput
+from planet_jax.files import damage_of
+from planet_jax.results import serving
+
+HIDDEN = ("planet_jax", "flax", "optax", "orbax", "safetensors", "pandas", "numba", "scipy.stats")
+ALONE = f"""
+import runpy, sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HIDDEN}: raise ImportError(name + " is not here")
+sys.meta_path.insert(0, Hidden())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was exported, and what predict says of its chips."""
+    folder = tmp_path_factory.mktemp("export")
+    write_chips(folder / "root", SKY, size=70)
+    config = small_config(folder, **{"predict.folder": str(folder / "root" / "train-jpg")})
+    write_run(config)
+    commands.predict(config)
+    commands.export(config)
+    return folder
+
+
+def chips_of(run, table):
+    files = [run / "root" / "train-jpg" / f"{name}.jpg" for name in table["image_name"]]
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def example(run, *arguments, **environment):
+    command = [sys.executable, "-I", "-c", ALONE, str(run / "run" / "export" / "example.py")]
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd="/", capture_output=True, text=True, timeout=300,
+        env={"JAX_PLATFORMS": "cpu", **environment}, check=False,
+    )  # fmt: skip
+
+
+def test_the_example_alone_says_what_predict_says(run, tmp_path):
+    table = pd.read_csv(run / "run" / "predictions.csv", keep_default_na=False)[:3]
+    np.save(tmp_path / "chips.npy", chips_of(run, table))
+    done = example(run, tmp_path / "chips.npy")
+    assert done.returncode == 0, done.stderr
+    for line, row in zip(done.stdout.splitlines(), table.to_dict("records"), strict=True):
+        tags, probabilities = re.fullmatch(r"(.*) (\{.*\})", line).groups()
+        assert tags == row["tags"]
+        assert json.loads(probabilities) == pytest.approx(
+            {name: row[name] for name in list(row)[2:]}, abs=1e-6
+        )
+    assert damage_of(run / "run" / "export") == ""
+
+
+@pytest.mark.parametrize(
+    ("chips", "told"),
+    [
+        (np.zeros((1, 32, 2000, 3), np.uint8), "above 1024 pixels"),
+        (np.zeros((1, 32, 32, 3), np.float32), "expected uint8 and called with float32"),
+        (None, r"calling_convention.*no other|calling convention|buffer"),
+    ],
+)
+def test_what_the_example_cannot_use_gets_one_line(run, tmp_path, chips, told):
+    folder = run
+    if chips is None:  # a file of another version
+        folder = tmp_path
+        export_folder = tmp_path / "run" / "export"
+        export_folder.mkdir(parents=True)
+        for name in ("example.py", "model.json"):
+            (export_folder / name).write_text((run / "run" / "export" / name).read_text())
+        (export_folder / "serving.bin").write_bytes(b"\x00" * 64)
+        chips = np.zeros((1, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "chips.npy", chips)
+    done = example(folder, tmp_path / "chips.npy")
+    assert done.returncode == 1
+    assert re.search(told, done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "width"),
+    [(32, 32, 32), (32, 64, 64), (64, 33, 47), (32, 65, 70), (49, 99, 1024), (49, 1, 2)],
+)
+def test_the_resize_is_validations_to_the_bit(size, height, width):
+    chips = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    found = jax.jit(serving.resize, static_argnums=1)(chips, size)
+    np.testing.assert_array_equal(found, render(chips, None, size))
+
+
+def test_each_platform_gets_its_own_code(run):
+    function = export.deserialize(bytearray((run / "run" / "export" / "serving.bin").read_bytes()))
+    assert function.platforms == ("cpu", "cuda", "tpu")
+    assert [str(aval) for aval in function.in_avals] == ["uint8[b,h,w,3]"]
+
+
+def test_the_weights_are_the_runs(run):
+    weights = load_file(run / "run" / "export" / "model.safetensors")
+    config = small_config(run)
+    config.model.weights = str(run / "run" / "export" / "model.safetensors")
+    config.workdir = str(run / "again")
+    stage = commands._stage(config)
+    trained = commands._stage(small_config(run), trained=True).trained_variables()
+    jax.tree.map(np.testing.assert_array_equal, stage.start_state().variables, trained)
+    assert weights["layer1.0.conv1.weight"].shape == (64, 64, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"score.runs": ("a",)}, "score.runs"),
+        ({"score.tta": "fastai"}, "score.tta = fastai"),
+        ({"score.decide": "expected_f2"}, "decides by thresholds"),
+        ({"score.decide": "per_class", "score.calibrate": True}, "score.calibrate"),
+        ({"score.calibrate": True}, r"decisions\.json: not there; evaluate"),
+    ],
+)
+def test_what_no_export_can_hold_is_refused(run, knobs, told):
+    before = (run / "run" / "export" / "model.json").read_bytes()
+    with pytest.raises(BadInput, match=told):
+        commands.export(small_config(run, **knobs))
+    assert (run / "run" / "export" / "model.json").read_bytes() == before
