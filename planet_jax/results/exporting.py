@@ -162,7 +162,7 @@ A ResNet50 with fastai's concat-pool head that gives each of {len(about["classes
 | --- | --- |
 | `serving.bin` | the function with its weights, serialised by `jax.export` |
 | `model.safetensors` | the same weights under torchvision's names and in torch's layout, float32 |
-| `model.json` | the labels in the order of the columns, a threshold for each, and all that is here |
+| `model.json` | the labels in the order of the columns, a threshold for each, and the above |
 | `example.py` | loads `serving.bin`, predicts a `.npy` file |
 | `digests.json` | SHA-256 of every other file; compare with `sha256sum *` |
 

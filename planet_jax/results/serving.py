@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
+from jax import export, lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from planet_jax.data.augment import AREA_BITS, POSITION_BITS, SHARE_BITS, lighting_tables
@@ -29,10 +29,15 @@ def serving_function(
     """What `predict` computes of decoded chips: resize, logits (`average`d over views), sigmoid."""
 
     def serve(chips: UInt8[Array, "b h w 3"]) -> Float[Array, "b classes"]:
-        logits = batch_logits(model, variables, resize(chips, size), average)
+        # A loop of two rounds at least: XLA fuses no loop into what follows, so that floats are
+        # rounded as they are in `predict`, which is given resized chips.
+        again = jnp.concatenate([chips, chips[:1]])
+        pixels = lax.map(lambda chip: resize(chip[None], size)[0], again)[:-1]
+        weights = lax.optimization_barrier(variables)  # not folded into each other
+        logits = batch_logits(model, weights, pixels, average)
         if calibration:
-            slope, intercept = calibration.slope, calibration.intercept
-            logits = slope.astype(np.float32) * logits + intercept.astype(np.float32)
+            slope, intercept = jnp.float32(calibration.slope), jnp.float32(calibration.intercept)
+            logits = slope * logits + intercept
         return jax.nn.sigmoid(logits)
 
     return serve

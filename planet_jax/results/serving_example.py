@@ -1,6 +1,6 @@
-"""Tags of chips by the files beside this one: python example.py CHIPS.npy (uint8 [b, h, w, 3], RGB).
+"""Tags of chips, by the files beside this one: python example.py CHIPS.npy
 
-Needs jax, numpy and flatbuffers: pip install jax numpy flatbuffers
+CHIPS.npy holds uint8 [b, h, w, 3], RGB. Needs jax, numpy and flatbuffers.
 """
 
 import json
