@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from planet_jax import commands
 from planet_jax.data.augment import render
 from planet_jax.errors import BadInput
 from planet_jax.files import damage_of
+from planet_jax.model.classifier import IMAGENET_MEAN, IMAGENET_STD
 from planet_jax.results import serving
 
 HIDDEN = ("planet_jax", "flax", "optax", "orbax", "safetensors", "pandas", "numba", "scipy.stats")
@@ -74,25 +77,35 @@ def test_the_example_alone_says_what_predict_says(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chips", "told"),
+    ("shape", "dtype", "told"),
     [
-        (np.zeros((1, 32, 2000, 3), np.uint8), "above 1024 pixels"),
-        (np.zeros((1, 32, 32, 3), np.float32), "expected uint8 and called with float32"),
-        (None, r"calling_convention.*no other|calling convention|buffer"),
+        ((1, 32, 2000, 3), np.uint8, "too large: 1024 pixels at most"),
+        ((1, 32, 32, 3), np.float32, "expected uint8 and called with float32"),
+        ((32, 32, 3), np.uint8, "Rank mismatch"),
     ],
 )
-def test_what_the_example_cannot_use_gets_one_line(run, tmp_path, chips, told):
-    folder = run
-    if chips is None:  # a file of another version
-        folder = tmp_path
-        export_folder = tmp_path / "run" / "export"
-        export_folder.mkdir(parents=True)
-        for name in ("example.py", "model.json"):
-            (export_folder / name).write_text((run / "run" / "export" / name).read_text())
-        (export_folder / "serving.bin").write_bytes(b"\x00" * 64)
-        chips = np.zeros((1, 32, 32, 3), np.uint8)
+def test_wrong_chips_get_one_line(run, tmp_path, shape, dtype, told):
+    np.save(tmp_path / "chips.npy", np.zeros(shape, dtype))
+    refused(example(run, tmp_path / "chips.npy"), told)
+
+
+def test_another_version_or_platform_gets_one_line(run, tmp_path):
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    for name in ("example.py", "model.json"):
+        shutil.copy(run / "run" / "export" / name, tmp_path / "run" / "export" / name)
+    chips = np.zeros((1, 32, 32, 3), np.uint8)
     np.save(tmp_path / "chips.npy", chips)
-    done = example(folder, tmp_path / "chips.npy")
+    elsewhere = export.export(jax.jit(lambda x: x.mean((1, 2))), platforms=("tpu",))(chips)
+    later = replace(elsewhere, platforms=("cpu",), calling_convention_version=99)
+    for function, told in (
+        (elsewhere, "platforms.*tpu.*cpu"),
+        (later, "calling convention 99 is too new"),
+    ):
+        (tmp_path / "run" / "export" / "serving.bin").write_bytes(function.serialize())
+        refused(example(tmp_path, tmp_path / "chips.npy"), told)
+
+
+def refused(done, told):
     assert done.returncode == 1
     assert re.search(told, done.stderr), done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -108,10 +121,39 @@ def test_the_resize_is_validations_to_the_bit(size, height, width):
     np.testing.assert_array_equal(found, render(chips, None, size))
 
 
-def test_each_platform_gets_its_own_code(run):
+def test_the_function_is_for_every_platform_and_any_chips(run):
     function = export.deserialize(bytearray((run / "run" / "export" / "serving.bin").read_bytes()))
     assert function.platforms == ("cpu", "cuda", "tpu")
     assert [str(aval) for aval in function.in_avals] == ["uint8[b,h,w,3]"]
+
+
+def test_torch_computes_the_same_from_the_weights(run):
+    """torchvision's backbone and a head of torch's layers, where both are installed."""
+    torch = pytest.importorskip("torch")
+    torch.library.register_fake = lambda *_, **__: lambda f: f  # as in test_torch.py
+    torchvision = pytest.importorskip("torchvision")
+    nn = torch.nn
+    path = run / "run" / "export" / "model.safetensors"
+    state = {name: torch.tensor(array) for name, array in load_file(path).items()}
+    resnet = torchvision.models.resnet50()
+    missing, left_over = resnet.load_state_dict(state, strict=False)
+    assert set(missing) == {"fc.weight", "fc.bias"}
+    assert {name.split(".")[0] for name in left_over} == {"head"}
+    head = nn.Sequential(
+        nn.Identity(), nn.Flatten(), nn.BatchNorm1d(4096), nn.Dropout(0.25), nn.Linear(4096, 512),
+        nn.ReLU(), nn.BatchNorm1d(512), nn.Dropout(0.5), nn.Linear(512, 6),
+    )  # fmt: skip
+    own = {name.removeprefix("head."): state[name] for name in left_over}
+    assert not any(head.load_state_dict(own, strict=False))
+    table = pd.read_csv(run / "run" / "predictions.csv", keep_default_na=False)[:3]
+    pixels = torch.tensor(render(chips_of(run, table), None, 32)).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        body = nn.Sequential(*list(resnet.eval().children())[:-2])
+        features = body((pixels - mean) / std)
+        pooled = torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1)
+        found = torch.sigmoid(head.eval()(pooled)).numpy()
+    np.testing.assert_allclose(found, table.iloc[:, 2:], atol=1e-5)
 
 
 def test_the_weights_are_the_runs(run):

@@ -13,14 +13,17 @@ from jax import export
 
 here = Path(__file__).parent
 model = json.loads((here / "model.json").read_text())
+chips = np.load(sys.argv[1]) if len(sys.argv) == 2 else sys.exit(__doc__)
+if max(chips.shape[1:3]) > (most := model["input"]["most_pixels"]):
+    sys.exit(f"{sys.argv[1]}: chips of {chips.shape[1:3]} are too large: {most} pixels at most")
 try:
     serving = export.deserialize(bytearray((here / "serving.bin").read_bytes()))
-    chips = np.load(sys.argv[1])
-    if max(chips.shape[1:3]) > model["input"]["most_pixels"]:
-        raise ValueError(f"a side of {chips.shape} is above {model['input']['most_pixels']} pixels")
+    if serving.calling_convention_version > export.maximum_supported_calling_convention_version:
+        raise ValueError(f"calling convention {serving.calling_convention_version} is too new")
     probabilities = np.asarray(jax.jit(serving.call)(chips))  # float32 [b, classes]
-except Exception as error:
-    sys.exit(f"jax {jax.__version__} (serving.bin: {model['serving']}): {error or sys.argv}")
+except Exception as error:  # another version, platform, or shape
+    told, made = " ".join(str(error).split()), model["serving"]
+    sys.exit(f"serving.bin (by jax {made['jax']}) fails with jax {jax.__version__} here: {told}")
 thresholds = np.array([model["thresholds"][name] for name in model["classes"]])
 for row in probabilities:
     tags = [name for name, chosen in zip(model["classes"], row > thresholds, strict=True) if chosen]
