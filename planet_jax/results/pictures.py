@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from planet_jax.files import replacing
 
@@ -33,9 +34,14 @@ def chip_grid(
         axis.axis("off")
     for axis, chip, caption in zip(axes, chips, captions, strict=False):
         axis.imshow(chip, interpolation="nearest")
-        axis.set_title(_wrap(caption), fontsize=9)
+        axis.set_title(plain(_wrap(caption)), fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def plain(text: str) -> str:
+    """Foreign text that matplotlib shall not read as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _wrap(caption: str, width: int = 30) -> str:
@@ -47,30 +53,74 @@ def _wrap(caption: str, width: int = 30) -> str:
     return "\n".join(lines)
 
 
-def training_curves(run: Path) -> Figure:
-    """Loss, learning rates and momentum at each step, and the scores of each epoch."""
-    steps = pd.read_csv(run / "steps.csv")
-    history = pd.read_csv(run / "history.csv")
-    ends = (history["epoch"] + 1) * len(steps) / max(len(history), 1)
-    figure = Figure(figsize=(13, 3.6))
-    loss, rate, score = figure.subplots(1, 3)
-    loss.plot(steps["step"], steps["loss"], color="0.8", label="training, each step")
-    loss.plot(steps["step"], steps["smooth_loss"], label="training, smoothed")
-    loss.plot(ends, history["valid_loss"], "o-", label="validation")
-    _label(loss, "step", "binary cross-entropy")
-    for group in range(3):
-        rate.plot(steps["step"], steps[f"lr_group{group}"], label=f"lr, group {group}")
-    rate.set_yscale("log")
-    _label(rate, "step", "learning rate")
-    momentum = rate.twinx()
-    momentum.plot(steps["step"], steps["beta1"], "k:", label="beta1")
-    momentum.set_ylabel("beta1 (dotted)")
-    score.plot(history["epoch"], history["fbeta"], "o-", label="F2")
-    score.plot(history["epoch"], history["accuracy_thresh"], "o-", label="accuracy_thresh")
-    score.xaxis.get_major_locator().set_params(integer=True)
-    _label(score, "epoch", "score on validation chips")
+def training_curves(*runs: Path) -> Figure:
+    """Loss, learning rates and momentum at each step, and each epoch's scores, of chained runs."""
+    figure, table = Figure(figsize=(13, 3.6)), along(runs)
+    for draw, axis in zip((loss, rates, scores), figure.subplots(1, 3), strict=True):
+        draw(axis, *table)
     figure.tight_layout()
     return figure
+
+
+def along(runs: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """steps.csv and history.csv of chained runs, `step` and `epoch` counted on from run to run.
+
+    `stage` is the run's place in the chain, and history's `end` the step that its epoch ended with.
+    """
+    tables: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
+    first_step = first_epoch = 0
+    for stage, run in enumerate(runs):
+        steps, history = pd.read_csv(run / "steps.csv"), pd.read_csv(run / "history.csv")
+        ends = (history["epoch"] + 1) * len(steps) / max(len(history), 1) + first_step
+        tables[0].append(steps.assign(step=steps["step"] + first_step, stage=stage))
+        tables[1].append(
+            history.assign(epoch=history["epoch"] + first_epoch, end=ends, stage=stage)
+        )
+        first_step, first_epoch = first_step + len(steps), first_epoch + len(history)
+    return pd.concat(tables[0], ignore_index=True), pd.concat(tables[1], ignore_index=True)
+
+
+def loss(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Training loss at each step and validation loss of each epoch."""
+    axis.plot(steps["step"], steps["loss"], color="C0", alpha=0.25, label="training, each step")
+    for stage, part in steps.groupby("stage"):
+        label = "" if stage else "training, smoothed"
+        axis.plot(part["step"], part["smooth_loss"], color="C0", label=label)
+    axis.plot(history["end"], history["valid_loss"], "o-", color="C1", label="validation")
+    _label(axis, "step", "binary cross-entropy", steps)
+
+
+def rates(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Learning rate of each group, and Adam's beta1, at each step."""
+    for group in range(3):
+        axis.plot(steps["step"], steps[f"lr_group{group}"], label=f"lr, group {group}")
+    axis.set_yscale("log")
+    _label(axis, "step", "learning rate", steps)
+    momentum = axis.twinx()
+    momentum.plot(steps["step"], steps["beta1"], "k:", label="beta1")
+    momentum.set_ylabel("beta1 (dotted)")
+
+
+def scores(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
+    """F2 and accuracy_thresh of each epoch."""
+    axis.plot(history["epoch"], history["fbeta"], "o-", label="F2")
+    axis.plot(history["epoch"], history["accuracy_thresh"], "o-", label="accuracy_thresh")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _label(axis, "epoch", "score on validation chips")
+
+
+def speed(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Chips a second at each step."""
+    axis.plot(steps["step"], steps["images_per_second"], ".", markersize=3, label="each step")
+    axis.set_ylim(bottom=0)
+    _label(axis, "step", "chips a second", steps)
+
+
+def input_wait(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
+    """The share of each step spent waiting for data."""
+    axis.plot(steps["step"], 100 * steps["input_wait"], ".", markersize=3, label="each step")
+    axis.set_ylim(-2, 102)
+    _label(axis, "step", "% of the step waiting for chips", steps)
 
 
 def lr_range_curve(
@@ -88,8 +138,12 @@ def lr_range_curve(
     return figure
 
 
-def _label(axis: Axes, x: str, y: str) -> None:
+def _label(axis: Axes, x: str, y: str, steps: pd.DataFrame | None = None) -> None:
+    """Names and grid; with `steps`, a line where each stage but the first begins."""
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(**GRID)
+    if steps is not None:
+        for first in steps.groupby("stage")["step"].min().iloc[1:]:
+            axis.axvline(first, color="C7", linewidth=1)
     axis.legend(fontsize=8)

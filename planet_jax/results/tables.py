@@ -20,14 +20,12 @@ stage2_256             0.9313"""
 
 def history_table(run: Path) -> str:
     """The notebook's table: a row an epoch."""
-    return _history(run).to_string(index=False, float_format=lambda value: f"{value:.6f}")
+    return _history(run).to_string(index=False, float_format=six_digits)
 
 
 def journey_table(runs: Sequence[Path]) -> str:
     """The notebook's table over a chain of runs, and the best constant prediction to beat."""
-    table = pd.concat([_history(run).assign(stage=run.name) for run in runs])
-    columns = ["stage", *table.columns.drop("stage")]
-    text = table[columns].to_string(index=False, float_format=lambda value: f"{value:.6f}")
+    text = journey(runs).to_string(index=False, float_format=six_digits)
     scores = json.loads((runs[-1] / "metrics.json").read_text())
     return (
         f"{text}\n"
@@ -35,6 +33,17 @@ def journey_table(runs: Sequence[Path]) -> str:
         f"F2 of the best constant prediction on them: {scores['best_constant']['fbeta']:.4f} "
         f"(always {' '.join(scores['best_constant']['labels'])})"
     )
+
+
+def journey(runs: Sequence[Path]) -> pd.DataFrame:
+    """history.csv of a chain of runs, with the stage's name before each row."""
+    table = pd.concat([_history(run).assign(stage=run.name) for run in runs])
+    return table[["stage", *table.columns.drop("stage")]]
+
+
+def six_digits(value: float) -> str:
+    """As fastai prints the figures of its table."""
+    return f"{value:.6f}"
 
 
 def _history(run: Path) -> pd.DataFrame:
@@ -70,7 +79,7 @@ def evaluation(figures: dict[str, Any]) -> str:
     )
     constant = figures["best_constant"]
     lines = [
-        class_table(figures["per_class"]),
+        class_table(figures["per_class"]).to_string(),
         f"labels by {way(figures['decision'])}; [a, b] is a 95% interval over "
         f"{figures['chips']} chips",
         f"\nat the threshold {figures['threshold']:g}: {scores}",
@@ -78,7 +87,8 @@ def evaluation(figures: dict[str, Any]) -> str:
         f"{constant['fbeta']:.4f}",
     ]
     if figures["decisions"]:
-        lines.append(f"\n{decision_table(figures['decisions'])}")
+        table = decision_table(figures["decisions"]).to_string(index=False, justify="left")
+        lines.append(f"\n{table}")
     for kind, values in figures["reliability"].items():
         lines.append(
             f"{kind} probabilities: calibration error {values['calibration_error']:.4f}, "
@@ -93,7 +103,7 @@ def evaluation(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def class_table(by_class: dict[str, dict[str, Any]]) -> str:
+def class_table(by_class: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """A line a class: support, precision, recall, F2 and average precision with intervals."""
     names = {
         "precision": "precision", "recall": "recall", "fbeta": "F2",
@@ -109,10 +119,10 @@ def class_table(by_class: dict[str, dict[str, Any]]) -> str:
         }
         for label, values in by_class.items()
     }
-    return pd.DataFrame(rows).T.to_string()
+    return pd.DataFrame(rows).T
 
 
-def decision_table(decisions: Sequence[dict[str, Any]]) -> str:
+def decision_table(decisions: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A line a way of deciding: its F2, and what it gains over the first."""
     told = {"gain": "a gain", "loss": "a loss", "none": "no difference shown"}
     rows = [
@@ -125,8 +135,7 @@ def decision_table(decisions: Sequence[dict[str, Any]]) -> str:
         for row in decisions
     ]
     rows[0][2:] = ["", ""]
-    table = pd.DataFrame(rows, columns=["labels by (fitted on other chips)", "F2", "gain", ""])
-    return table.to_string(index=False, justify="left")
+    return pd.DataFrame(rows, columns=["labels by (fitted on other chips)", "F2", "gain", ""])
 
 
 def way(decision: dict[str, Any]) -> str:
