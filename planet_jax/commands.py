@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from planet_jax import hosts
@@ -33,6 +34,7 @@ from planet_jax.results import (
     submission,
     tables,
 )
+from planet_jax.results import report as report_page
 from planet_jax.train import checkpoint, loop
 from planet_jax.train import lr_range as range_test
 from planet_jax.train.stage import Stage
@@ -117,7 +119,7 @@ def summary(config: ConfigDict) -> None:
     print(tables.layer_lines(layer_table(classes, config.data.size, config.optim.freeze)))
 
 
-def show_batch(config: ConfigDict, stage: Stage | None = None) -> None:
+def show_batch(config: ConfigDict, stage: Stage | None = None) -> Figure:
     """Draws the first 16 chips of the first training batch, augmented, to show_batch.png."""
     path = Path(config.workdir) / "show_batch.png"
     _writable(path.parent)
@@ -125,11 +127,13 @@ def show_batch(config: ConfigDict, stage: Stage | None = None) -> None:
     batch = next(stage.train_batches())
     classes = np.array(stage.data.labels.classes)
     captions = [" ".join(classes[target > 0]) for target in batch["targets"][:16]]
-    pictures.save(pictures.chip_grid(batch["chips"][:16], captions), path)
+    figure = pictures.chip_grid(batch["chips"][:16], captions)
+    pictures.save(figure, path)
     print(f"{path}: chips of the first batch, augmented, with their labels")
+    return figure
 
 
-def lr_range(config: ConfigDict, stage: Stage | None = None) -> None:
+def lr_range(config: ConfigDict, stage: Stage | None = None) -> Figure:
     """Runs the LR-range test from the stage's start; writes lr_range.csv and lr_range.png."""
     stage, run = stage or _stage(config), Path(config.workdir)
     lrs, losses = range_test.run(stage, stage.start_state())
@@ -137,12 +141,14 @@ def lr_range(config: ConfigDict, stage: Stage | None = None) -> None:
     with replacing(run / "lr_range.csv") as temporary:
         table.to_csv(temporary, index=False)
     suggestions = range_test.suggest(lrs, losses) if len(lrs) >= range_test.FEWEST else ()
-    pictures.save(pictures.lr_range_curve(lrs, losses, suggestions), run / "lr_range.png")
+    figure = pictures.lr_range_curve(lrs, losses, suggestions)
+    pictures.save(figure, run / "lr_range.png")
     for name, lr in zip(pictures.SUGGESTIONS, suggestions, strict=False):
         print(f"{name}: {lr:.2E}")
     if not suggestions:
         print(f"no suggestion: the loss exploded after {len(lrs)} steps")
     print(f"{run / 'lr_range.png'}: the curve")
+    return figure
 
 
 def _trained_stages(config: ConfigDict, stage: Stage | None) -> list[Stage]:
@@ -155,19 +161,23 @@ def _trained_stages(config: ConfigDict, stage: Stage | None) -> list[Stage]:
     return [Stage(member, data) for member in members]
 
 
-def evaluate(config: ConfigDict, stage: Stage | None = None) -> None:
-    """Scores the run, or the average of score.runs, and compares the ways to decide on labels."""
+def evaluate(config: ConfigDict, stage: Stage | None = None) -> dict[str, Any]:
+    """Scores the run, or the average of score.runs, and compares the ways to decide on labels.
+
+    Returns what it writes to metrics.json.
+    """
     found = evaluation.evaluate(config, _trained_stages(config, stage))
     print(tables.evaluation(found))
     files = "metrics_train.json, chips_train.csv and mistakes_train.csv"
     if found["rows"] == "valid":
         files = "metrics.json, decisions.json, chips.csv and mistakes.csv"
     print(f"{config.workdir}: {files} are there; {found['mistakes']} chips have a wrong label")
+    return found
 
 
-def predict(config: ConfigDict, stage: Stage | None = None) -> None:
-    """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv, and on
-    request the competition's submission.csv."""
+def predict(config: ConfigDict, stage: Stage | None = None) -> pd.DataFrame:
+    """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv, which
+    it returns, and on request the competition's submission.csv."""
     files = predictions.chips(config)
     hosts.agree({"config.predict.folder": [file.name for file in files]})
     order = submission.order(config, files) if config.predict.submission else []
@@ -177,6 +187,16 @@ def predict(config: ConfigDict, stage: Stage | None = None) -> None:
     if order:
         predictions.write(path.with_name("submission.csv"), submission.rows(table, order))
         print(f"{path.with_name('submission.csv')}: the tags of {len(order)} chips, in its order")
+    return table
+
+
+def report(config: ConfigDict) -> None:
+    """Writes report.html, one page of all that the run folder tells; computes nothing anew."""
+    run, root = Path(config.workdir), Path(config.data.root)
+    _writable(run)
+    for line in hosts.of_first(lambda: report_page.write(run, root)):
+        print(line)
+    print(f"{run / report_page.FILE}: open it in a browser")
 
 
 def export(config: ConfigDict) -> None:
@@ -187,7 +207,9 @@ def export(config: ConfigDict) -> None:
 
 
 def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Trains config.stages in order, evaluates and predicts with the last; what is done stays done.
+    """Trains config.stages in order; evaluates, predicts and reports with the last.
+
+    What is done stays done.
 
     `overrides` (knobs named on the command line, as {"train.epochs": 1}) are set in every stage.
     """
@@ -228,6 +250,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
         print(f"\n{tables.NOTEBOOK}")
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
         print(picture)
+    report(last)
 
 
 @contextlib.contextmanager
@@ -272,7 +295,7 @@ def _writable(run: Path) -> None:
 COMMANDS = {
     command.__name__: command
     for command in (
-        train, prepare, summary, show_batch, lr_range, evaluate, predict, export,
+        train, prepare, summary, show_batch, lr_range, evaluate, predict, export, report,
         journey,
     )
 }  # fmt: skip

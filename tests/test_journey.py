@@ -37,6 +37,10 @@ def test_journey(tmp_path, monkeypatch, capsys):
     assert scores["chips"] == 8
     assert list(predictions.columns[2:]) == list(scores["per_class"])
     assert scores["checkpoint"] == "latest"
+    assert told.splitlines()[-1] == "runs/demo/stage2_256/report.html: open it in a browser"
+    page = (runs[-1] / "report.html").read_text()
+    assert "stage1 → stage2 → stage1_256 → stage2_256" in page
+    assert 'class="lacks"' not in page
 
     commands.journey(config, shrunk)  # what is done stays done
     assert capsys.readouterr().out.count("this stage is finished") == 4

@@ -1,0 +1,230 @@
+"""report.html of run folders that are written by hand: what it says, and what a browser shows."""
+
+import html.parser
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from absl import flags
+from conftest import ROOT, write_chips
+from ml_collections import config_flags
+from PIL import Image
+
+from planet_jax import commands
+from planet_jax.config import flatten, get_config
+from planet_jax.data.labels import read_labels
+from planet_jax.errors import BadInput
+from planet_jax.files import write_json
+from planet_jax.results import predictions
+from planet_jax.results.judged import Judged, chip_table, figures
+from planet_jax.train.records import HISTORY_COLUMNS, STEP_COLUMNS
+
+EVIL = "<script>document.title='owned'</script>"  # a label; one with a space would be two
+LABELS = ["clear primary", f"clear {EVIL}", "haze $x&quot;", "$x&quot; primary", "a\"b'c", ""] * 10
+EVIL_CHIP = '"><img src=http:x onerror=alert(1)>'
+
+
+def write_run(folder, init_from="", **knobs):
+    """config.json, steps.csv and history.csv as training leaves them: 3 epochs of 8 steps."""
+    config = get_config()
+    config.update_from_flattened_dict({"workdir": str(folder), "init_from": init_from, **knobs})
+    about = {
+        "config": flatten(config), "versions": {"jax": "1.2.3"}, "git_commit": "0123abc",
+        "devices": ["TPU v5 lite"] * 4, "hosts": 2,
+    }  # fmt: skip
+    write_json(folder / "config.json", about)
+    rng = np.random.default_rng(len(init_from))
+    steps = pd.DataFrame(rng.uniform(0.1, 0.9, (24, len(STEP_COLUMNS))), columns=STEP_COLUMNS)
+    steps["step"] = np.arange(24)
+    steps.to_csv(folder / "steps.csv", index=False)
+    history = pd.DataFrame(rng.uniform(0.1, 0.9, (3, 6)), columns=HISTORY_COLUMNS)
+    history.assign(epoch=range(3)).to_csv(folder / "history.csv", index=False)
+    return config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The second of two chained runs on chips with hostile names, both with all that a run has."""
+    folder = tmp_path_factory.mktemp("report")
+    root = write_chips(folder / "root", LABELS)
+    (root / "train-jpg" / "chip7.jpg").rename(root / "train-jpg" / f"{EVIL_CHIP}.jpg")
+    table = pd.read_csv(root / "train_v2.csv", keep_default_na=False)
+    table.replace({"image_name": {"chip7": EVIL_CHIP}}).to_csv(root / "train_v2.csv", index=False)
+    knobs = {"data.root": str(root), "optim.lr": (1e-3,), "train.epochs": 3}
+    write_run(folder / "one", **knobs)
+    config = write_run(folder / "two", str(folder / "one"), **knobs, **{"optim.freeze": False})
+    for run in ("one", "two"):
+        lrs = 10 ** np.linspace(-7, 0, 60)
+        curve = pd.DataFrame({"step": range(60), "lr": lrs, "loss": (np.log10(lrs) + 3) ** 2 + 1})
+        curve.to_csv(folder / run / "lr_range.csv", index=False)
+        Image.new("RGBA", (1200, 1300), "white").save(folder / run / "show_batch.png")
+    labels = read_labels(root)
+    rng, rows = np.random.default_rng(0), np.arange(len(LABELS))
+    logits = rng.normal(4.0 * labels.targets - 2, 3)
+    config.score.resamples = 20
+    judged = Judged(config, logits, labels.targets, labels.classes)
+    write_json(folder / "two" / "metrics.json", figures(judged))
+    predictions.write(folder / "two" / "chips.csv", chip_table(judged, labels, rows))
+    commands.report(config)
+    return config
+
+
+@pytest.fixture
+def path(config):
+    return f"{config.workdir}/report.html"
+
+
+class Tags(html.parser.HTMLParser):
+    """Every tag with its attributes, and all text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_holds_all_and_asks_for_nothing(config, path):
+    with open(path, encoding="utf-8") as file:
+        page = file.read()
+    assert len(page.encode()) < 5e6
+    found = Tags(page)
+    assert len(found.of("script")) == 1
+    for _, attributes in found.tags:
+        for name in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+        assert not any(name.startswith("on") for name in attributes)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert all(picture["role"] == "img" and picture["aria-label"] for picture in found.of("svg"))
+    assert all(picture["alt"] for picture in found.of("img"))
+    assert len(found.of("svg")) == 3 + 2 + 2 + 2 + 1 + 1 + 2
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    named = [i for i in ids if not re.fullmatch("(m|p|image)[0-9a-f]{10}", i)]
+    assert len(named) == len(set(named)) == 13  # twelve parts and the choice of a class
+    metrics = json.loads(Path(config.workdir, "metrics.json").read_text())
+    for figure in (metrics["fbeta"], metrics["decisions"][3]["fbeta"]):
+        assert f"{figure:.4f}" in found.text
+    assert {EVIL, "$x&quot;", "a\"b'c"} <= {option["value"] for option in found.of("option")}
+    assert EVIL_CHIP in found.text
+    assert "4 × TPU v5 lite" in found.text
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections'
+def test_its_commands_are_the_runs_themselves(config, path, monkeypatch):
+    with open(path, encoding="utf-8") as file:
+        lines = Tags(file.read()).text.splitlines()
+    trained = [shlex.split(line) for line in lines if line.startswith("python -m planet_jax.main")]
+    assert [line[3] for line in trained] == ["train", "train", "evaluate", "report"]
+    for command, run in zip(trained, ("one", "two", "two", "two"), strict=True):
+        values = flags.FlagValues()
+        flag = config_flags.DEFINE_config_file("config", flag_values=values)
+        command[command.index("configs/base.py")] = str(ROOT / "configs" / "base.py")
+        monkeypatch.setattr("sys.argv", command[3:])  # where it looks for the knobs
+        values(command[3:])
+        about = f"{config.workdir}/../{run}/config.json"
+        with open(about) as file:
+            assert json.loads(json.dumps(flatten(flag.value))) == json.load(file)["config"]
+
+
+def test_a_part_that_lacks_something_says_how_to_get_it(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    bare = config.copy_and_resolve_references()
+    bare.workdir, bare.data.root = str(run), str(tmp_path / "gone")
+    with pytest.raises(BadInput, match=r"holds no config\.json; train this run first"):
+        commands.report(bare)
+    assert not run.exists()
+    write_run(run, init_from=str(tmp_path / "before"))
+    commands.report(bare)
+    told = capsys.readouterr().out
+    for line in ("lr_range", "show_batch", "evaluate"):
+        assert f": `{line}` " in told
+    page = (run / "report.html").read_text()
+    assert "which is not here" in page
+    assert page.count('class="lacks"') == len(told.splitlines()) == 8
+    for name in ("metrics.json", "chips.csv"):
+        shutil.copy(f"{config.workdir}/{name}", run)
+    commands.report(bare)
+    assert "gone/train-jpg: set config.data.root" in capsys.readouterr().out
+    (run / "metrics.json").write_text('{"fbeta": 0.5}')
+    commands.report(bare)
+    assert "is of another version: `evaluate` anew" in capsys.readouterr().out
+
+
+@pytest.fixture
+def browser():
+    """Headless chromium by its own driver; it asks the network for nothing itself."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no chromium and chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        yield browser
+
+
+def test_a_browser_shows_it(browser, path):
+    browser.get(f"file://{path}")
+    run = browser.execute_script
+    shown = run("""return [...document.querySelectorAll("figure svg, figure img")]
+                          .filter(e => e.getBoundingClientRect().height > 50).length""")
+    assert shown == 14
+    assert run("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert run("return document.title").startswith("planet_jax")
+
+    count = """return [...document.querySelectorAll(".chips > li")]
+                      .filter(e => e.offsetHeight > 0).map(e => e.dataset.labels.split(" "))"""
+    assert len(run(count)) == 2 * 12
+    options = run('return [...document.getElementById("class").options].map(o => o.value)')
+    assert options[0] == ""
+    assert len(options) == 1 + 6
+    for label in options[1:]:
+        run(
+            """const c = document.getElementById("class"); c.value = arguments[0];
+               c.dispatchEvent(new Event("change"))""",
+            label,
+        )
+        chips = run(count)
+        assert len(chips) >= 2 * 4
+        assert all(label in labels for labels in chips)
+
+    run("document.documentElement.scrollTo(0, 0)")
+    metrics = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    colors = []
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        assert run("return document.documentElement.scrollWidth") == 400
+        colors.append(
+            run("""return [document.body, document.querySelector("figure svg text")]
+            .map((e, i) => getComputedStyle(e)[i ? "fill" : "backgroundColor"])
+            .map(c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 3)""")
+        )
+    (page, text), (dark_page, light_text) = colors
+    assert page > 200 > 100 > text
+    assert dark_page < 50 < 200 < light_text
+
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
+    assert {url.split(":")[0] for url in sent} <= {"file", "data"}
+    assert [url for url in sent if url.startswith("file")] == [f"file://{path}"]
