@@ -27,16 +27,15 @@ class RunFolder:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
-        for file in ("config.json", "history.csv", "steps.csv"):
-            if not (folder / file).exists():
-                raise BadInput(f"{folder}: holds no {file}; train this run first")
+        if lacking := _lacking(folder):
+            raise BadInput(f"{folder}: holds no {lacking}; train this run first")
         self.about = _read_json(folder / "config.json")
 
     @functools.cached_property
     def chain(self) -> list[Path]:
         """The runs whose weights went on to this one, and it; as far back as they are there."""
         found, folder = [self.folder], self.began_from(self.folder)
-        while folder and (folder / "history.csv").exists() and folder not in found:
+        while folder and not _lacking(folder) and folder not in found:
             found.insert(0, folder)
             folder = self.began_from(folder)
         return found
@@ -79,6 +78,12 @@ def differs(name: str, value: Any) -> bool:
 def as_json(value: Any) -> Any:
     """A knob's value as JSON has it."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def _lacking(folder: Path) -> str:
+    """The first file that every run writes and this one has not, or ''."""
+    files = ("config.json", "history.csv", "steps.csv")
+    return next((file for file in files if not (folder / file).exists()), "")
 
 
 def _read_json(path: Path) -> Any:
