@@ -1,5 +1,6 @@
 import itertools
 
+import flax.linen as nn
 import huggingface_hub
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ from safetensors.numpy import save_file
 
 from planet_jax.errors import BadInput
 from planet_jax.model import classifier, imagenet
-from planet_jax.model.layers import BatchNorm, Conv, Dropout
+from planet_jax.model.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    convolve,
+    max_pool,
+    relu,
+    worth_it,
+)
 from planet_jax.model.resnet import ResNet50
 from planet_jax.model.summary import layer_table
 
@@ -99,6 +108,75 @@ def test_batch_norm_is_torchs():
     scored = norm.apply(variables, x, train=False)
     expected = (x - old["mean"]) / np.sqrt(old["var"] + 1e-5) * scale + bias
     np.testing.assert_allclose(scored, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 16])  # of a side: too few for the short cut, and enough
+def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
+    """Output, statistics and all three gradients, in float64, so that only the formula counts."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = 1 + rng.standard_normal((4, rows, rows, 8))
+        kernel = rng.standard_normal((1, 1, 8, 12))
+        assert worth_it(x) == (rows == 16)
+        variables = _random_norm(rng, 12)
+
+        def short(params, x, kernel):
+            return _normed(params, variables, x, kernel)
+
+        def long(params, x, kernel):
+            return _normed(params, variables, convolve(x, kernel), None)
+
+        _same(short, long, variables["params"], x, kernel)
+
+
+@pytest.mark.parametrize("size", [9, 8])
+def test_batch_norm_of_pooled_maxima_is_the_pool_of_batch_norm(size):
+    """With gains of both signs, whose order the normalisation turns; gradients too."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((4, size, size, 12))
+        variables = _random_norm(rng, 12)
+        assert (np.sign(variables["params"]["scale"]) < 0).any()
+
+        def short(params, x):
+            return _normed(params, variables, x, None, max_pool)
+
+        def long(params, x):
+            out, stats = _normed(params, variables, x, None)
+            return nn.max_pool(out, (3, 3), (2, 2), ((1, 1), (1, 1))), stats
+
+        _same(short, long, variables["params"], x)
+
+
+def _random_norm(rng, width):
+    params = {"scale": rng.standard_normal(width), "bias": rng.standard_normal(width)}
+    stats = {"mean": rng.standard_normal(width), "var": 1 + rng.random(width)}
+    return {"params": params, "batch_stats": stats}
+
+
+def _normed(params, variables, x, kernel, pool=None):
+    return BatchNorm().apply(
+        variables | {"params": params}, x, True, kernel, pool, mutable=["batch_stats"]
+    )
+
+
+def _same(short, long, *arguments):
+    def loss(function):
+        def weighted(*arguments):
+            out, stats = function(*arguments)
+            weight = np.random.default_rng(1).standard_normal(out.shape)
+            return (jnp.sin(out) * weight).sum(), (out, stats)
+
+        return jax.jit(jax.value_and_grad(weighted, tuple(range(len(arguments))), has_aux=True))
+
+    for a, b in zip(*(jax.tree.leaves(loss(f)(*arguments)) for f in (short, long)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * np.abs(b).max())
+
+
+def test_relu_has_the_gradient_of_a_maximum():
+    x = np.array([-1.0, 0.0, 2.0], np.float32)
+    np.testing.assert_array_equal(relu(x), [0, 0, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: (3 * relu(x)).sum())(x), [0, 0, 3])
 
 
 def test_head_is_the_formula_in_numpy():

@@ -6,9 +6,10 @@ Modules carry torchvision's names with dots as underscores (`layer1.0.downsample
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from planet_jax.model.layers import BatchNorm, Conv
+from planet_jax.model.layers import BatchNorm, Conv, Kernel, max_pool, relu
 
 STAGES = (3, 4, 6, 3)  # bottlenecks in layer1 to layer4
 EXPANSION = 4  # a bottleneck's output channels over its inner ones
@@ -24,19 +25,23 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
-        def norm(name: str, x: Array) -> Array:
-            return BatchNorm(self.axis_name, name=name)(x, train)
-
         def conv(name: str, x: Array, features: int, kernel: int = 1, stride: int = 1) -> Array:
             return Conv(features, kernel, stride, self.dtype, name=name)(x)
 
-        out = self.features * EXPANSION
-        y = nn.relu(norm("bn1", conv("conv1", x, self.features)))
-        y = nn.relu(norm("bn2", conv("conv2", y, self.features, 3, self.stride)))
-        y = norm("bn3", conv("conv3", y, out))
-        if x.shape[-1] != out or self.stride != 1:
-            x = norm("downsample_1", conv("downsample_0", x, out, 1, self.stride))
-        return nn.relu(x + y)
+        def norm(name: str, x: Array, kernel: Array | None = None) -> Array:
+            return BatchNorm(self.axis_name, name=name)(x, train, kernel)
+
+        def widen(name: str, x: Array) -> Array:
+            return Kernel(self.features * EXPANSION, name=name)(x.shape[-1])
+
+        y = relu(norm("bn1", conv("conv1", x, self.features)))
+        y = relu(norm("bn2", conv("conv2", y, self.features, 3, self.stride)))
+        y = norm("bn3", y, widen("conv3", y))
+        if x.shape != y.shape:
+            if self.stride > 1:  # made once, not by each that reads it
+                x = lax.optimization_barrier(x[:, :: self.stride, :: self.stride])
+            x = norm("downsample_1", x, widen("downsample_0", x))
+        return relu(x + y)
 
 
 class ResNet50(nn.Module):
@@ -51,8 +56,7 @@ class ResNet50(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Float[Array, "n h2 w2 2048"]:
         x = Conv(64, 7, 2, self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(self.axis_name, name="bn1")(x, train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = relu(BatchNorm(self.axis_name, name="bn1")(x, train, pool=max_pool))
         for stage, depth in enumerate(STAGES):
             for i in range(depth):
                 x = Bottleneck(

@@ -12,6 +12,7 @@ from planet_jax.model.classifier import Classifier, trains
 from planet_jax.model.resnet import STAGES
 
 Shape = tuple[int, ...]
+Module = tuple[str, ...]  # its path among the variables
 
 
 class Layer(NamedTuple):
@@ -39,8 +40,8 @@ def layer_table(classes: int, size: int, freeze: bool) -> list[Layer]:
     }
     parameters = traverse_util.flatten_dict(variables["params"])
     rows = []
-    for kind, module in _layers():
-        shape = _torch_shape(outputs[module])
+    for kind, module, shown in _layers():
+        shape = _torch_shape(outputs[shown])
         if kind.startswith("Adaptive"):
             shape = (*shape[:1], 1, 1)
         own = [p for p in parameters if p[:-1] == module and kind in _LEARNED]
@@ -56,33 +57,36 @@ def _torch_shape(shape: Shape) -> Shape:
     return (shape[-1], *shape[:-1])
 
 
-def _layers() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(torch's type, the module of ours whose output has that layer's shape), in torch's order."""
+def _layers() -> Iterator[tuple[str, Module, Module]]:
+    """(torch's type, our module with its parameters, and one whose output has its shape).
 
-    def body(*names: str) -> tuple[str, ...]:
+    In torch's order. Our stem pools within its BatchNorm, and a bottleneck's last convolution is
+    within the BatchNorm after it.
+    """
+
+    def body(*names: str) -> Module:
         return ("backbone", *names)
 
-    yield "Conv2d", body("conv1")
-    yield "BatchNorm2d", body("bn1")
-    yield "ReLU", body("bn1")
-    yield "MaxPool2d", body("layer1_0", "conv1")
+    yield "Conv2d", body("conv1"), body("conv1")
+    yield "BatchNorm2d", body("bn1"), body("conv1")
+    yield "ReLU", (), body("conv1")
+    yield "MaxPool2d", (), body("bn1")
     for stage, depth in enumerate(STAGES, start=1):
         for i in range(depth):
-            block = f"layer{stage}_{i}"
+            block = body(f"layer{stage}_{i}")
             for j in (1, 2, 3):
-                yield "Conv2d", body(block, f"conv{j}")
-                yield "BatchNorm2d", body(block, f"bn{j}")
-            yield "ReLU", body(block, "bn3")
+                norm = (*block, f"bn{j}")
+                yield "Conv2d", (*block, f"conv{j}"), norm
+                yield "BatchNorm2d", norm, norm
+            yield "ReLU", (), (*block, "bn3")
             if i == 0:
-                yield "Conv2d", body(block, "downsample_0")
-                yield "BatchNorm2d", body(block, "downsample_1")
-    yield "AdaptiveAvgPool2d", body()
-    yield "AdaptiveMaxPool2d", body()
-    yield "Flatten", ("head", "bn1")
-    yield "BatchNorm1d", ("head", "bn1")
-    yield "Dropout", ("head", "dropout1")
-    yield "Linear", ("head", "linear1")
-    yield "ReLU", ("head", "linear1")
-    yield "BatchNorm1d", ("head", "bn2")
-    yield "Dropout", ("head", "dropout2")
-    yield "Linear", ("head", "linear2")
+                norm = (*block, "downsample_1")
+                yield "Conv2d", (*block, "downsample_0"), norm
+                yield "BatchNorm2d", norm, norm
+    yield "AdaptiveAvgPool2d", (), body()
+    yield "AdaptiveMaxPool2d", (), body()
+    for kind, name in (
+        ("Flatten", "bn1"), ("BatchNorm1d", "bn1"), ("Dropout", "dropout1"), ("Linear", "linear1"),
+        ("ReLU", "linear1"), ("BatchNorm1d", "bn2"), ("Dropout", "dropout2"), ("Linear", "linear2"),
+    ):  # fmt: skip
+        yield kind, ("head", name), ("head", name)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from planet_jax.model.classifier import Classifier, Variables
@@ -74,14 +75,16 @@ def make_train_step(
             return losses.mean(), changed["batch_stats"]
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-        # Global statistics are equal on all devices already; a device's own are averaged here.
-        to_average = (loss, grads, batch_stats if model.axis_name is None else None)
+        # Global statistics are equal on all devices already; a device's own are averaged here, as
+        # one vector: compilers send no more than some 256 arrays in one all-reduce.
+        stats, unravel = ravel_pytree(batch_stats)
+        to_average = (loss, grads, stats if model.axis_name is None else None)
         loss, grads, averaged = lax.pmean(to_average, BATCH_AXIS)
         optimizer = adam(group_labels(trainable), rates["lr"], rates["beta1"], weight_decay)
         updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         params = merge(optax.apply_updates(trainable, updates), frozen)
-        stats = batch_stats if averaged is None else averaged
-        return TrainState(state.step + 1, params, stats, opt_state), loss
+        batch_stats = batch_stats if averaged is None else unravel(averaged)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), loss
 
     return jax.pmap(
         step,
