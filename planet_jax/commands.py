@@ -4,6 +4,7 @@ Those that need a `Stage` take one that is made already, to save making it again
 """
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -37,9 +38,10 @@ from planet_jax.results import (
 from planet_jax.results import report as report_page
 from planet_jax.train import checkpoint, loop
 from planet_jax.train import lr_range as range_test
+from planet_jax.train import preflight as preflight_of
 from planet_jax.train.stage import Stage
 
-COMPETITION_CLASSES = 17
+COMPETITION_CLASSES, COMPETITION_CHIPS = 17, 40_479
 
 
 def prepare(config: ConfigDict) -> planet.Dataset:
@@ -117,6 +119,27 @@ def summary(config: ConfigDict) -> None:
     if (Path(config.data.root) / label_file.CSV).exists():
         classes = len(label_file.read_labels(Path(config.data.root)).classes)
     print(tables.layer_lines(layer_table(classes, config.data.size, config.optim.freeze)))
+
+
+def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
+    """Says what the stage would need, and could reach, on hardware that is not here.
+
+    Raises:
+      BadInput: it does not fit; no such target, or its compiler is missing.
+    """
+    classes, chips = COMPETITION_CLASSES, COMPETITION_CHIPS
+    root = Path(config.data.root)
+    if (root / label_file.CSV).exists():
+        labels = label_file.read_labels(root)
+        classes, chips = len(labels.classes), len(labels.names)
+    train_rows, _ = label_file.split(chips, config.data.valid_fraction, config.data.split_seed)
+    found = preflight_of.examine(config, preflight_of.find(target), classes, len(train_rows))
+    print(json.dumps(found, indent=1) if as_json else tables.preflight(found))
+    if not found["fits"]:
+        raise BadInput(
+            f"config.data.batch_size = {found['batch_size']} does not fit {target}; "
+            f"the largest that does: {found['largest_batch']}"
+        )
 
 
 def show_batch(config: ConfigDict, stage: Stage | None = None) -> Figure:
@@ -295,7 +318,7 @@ def _writable(run: Path) -> None:
 COMMANDS = {
     command.__name__: command
     for command in (
-        train, prepare, summary, show_batch, lr_range, evaluate, predict, export, report,
-        journey,
+        train, prepare, preflight, summary, show_batch, lr_range, evaluate, predict, export,
+        report, journey,
     )
 }  # fmt: skip

@@ -23,6 +23,8 @@ from planet_jax import commands, config, hosts
 from planet_jax.errors import BadInput, RunFailed, lacking, nearest
 
 FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its knobs")
+TARGET = flags.DEFINE_string("target", "", "of preflight: v5e:2x4, h100:8, ...")
+JSON = flags.DEFINE_boolean("json", False, "of preflight: figures for tools")
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
 
 
@@ -43,17 +45,20 @@ def main(argv: list[str]) -> None:
     warnings.formatwarning = in_one_line
     jax.config.update("jax_compilation_cache_dir", str(COMPILED))
     try:
-        command, *more = argv[1:] or ["train"]
-        if command not in commands.COMMANDS or more:
-            wrong = " ".join(more) or command
+        command, *others = argv[1:] or ["train"]
+        if command not in commands.COMMANDS or others:
+            wrong = " ".join(others) or command
             raise BadInput(f"{wrong} is no command; {nearest(wrong, commands.COMMANDS)}")
         if FLAG.value is None:
             raise BadInput("--config is missing; try --config configs/smoke.py")
         config.validate(FLAG.value)
         hosts.start(FLAG.value.hosts, finishes_step=command in ("train", "journey"))
         hosts.agree({"the command": command, **config.of_all_hosts(FLAG.value)})
-        named = config_flags.get_override_values(flags.FLAGS["config"])  # for each stage
-        commands.COMMANDS[command](FLAG.value, *[named] * (command == "journey"))
+        more = {
+            "journey": {"overrides": config_flags.get_override_values(flags.FLAGS["config"])},
+            "preflight": {"target": TARGET.value, "as_json": JSON.value},
+        }
+        commands.COMMANDS[command](FLAG.value, **more.get(command, {}))
         hosts.finish()
     except (BadInput, RunFailed) as error:
         end(error, 2 if isinstance(error, BadInput) else 1)

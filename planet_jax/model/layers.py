@@ -98,12 +98,12 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, width, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, width, jnp.float32)
-        # Before its moments are taken, so that x is kept with one sign alone.
-        sign = None if pool is None else jnp.where(scale < 0, -1, 1)
-        x = x if sign is None else x * sign.astype(x.dtype)
+        sign = jnp.where(scale < 0, -1, 1)  # of the gains
+        if pool is not None:  # before the moments are taken, so that x is kept with one sign alone
+            x = x * sign.astype(x.dtype)
         if train:
             mean, square = moments(x) if kernel is None else moments_of_product(x, kernel[0, 0])
-            mean = mean if sign is None else mean * sign
+            mean = mean if pool is None else mean * sign
             count = x.size // x.shape[-1]
             if self.axis_name is not None:
                 mean, square = lax.pmean((mean, square), self.axis_name)

@@ -152,3 +152,44 @@ def way(decision: dict[str, Any]) -> str:
 
 def _with_interval(value: float, ends: Sequence[float], digits: int = 4) -> str:
     return f"{value:.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+
+
+def preflight(found: dict[str, Any]) -> str:
+    """What `train.preflight.examine` found, in gigabytes, milliseconds and chips a second."""
+    device = found["device_memory_bytes"] / 1e9
+    head = (
+        f"{found['target']}: {found['devices']} devices of {device:.1f} GB on {found['hosts']} "
+        f"host{'s'[: found['hosts'] > 1]}, {found['batch_size']} chips a step"
+    )
+    if not found["fits"]:
+        return f"{head}: does not fit"
+    rows = []
+    for step, prefix in (("train", ""), ("predict", "predict_")):
+        of = {name.removeprefix(prefix): value for name, value in found.items()}
+        rows += [
+            f"{step} step, each device",
+            f"  memory          {of['peak_bytes'] / 1e9:12.2f} GB   arguments "
+            f"{of['argument_bytes'] / 1e9:.2f}, temporaries {of['temporary_bytes'] / 1e9:.2f}",
+            f"  computes        {of['flops'] / 1e9:12.0f} GFLOP",
+            f"  moves           {of['bytes_moved'] / 1e9:12.2f} GB",
+        ]
+    rate = found["chips_per_second_at_most"]
+    ceilings = [
+        ("computing", found["compute_seconds"] * 1e3, "ms", ""),
+        ("moving", found["memory_seconds"] * 1e3, "ms", f"so {found['bound_by']} binds"),
+        ("all-reduce", found["all_reduce_seconds"] * 1e3, "ms",
+         f"{found['all_reduces']} a step, {found['all_reduce_bytes'] / 1e6:.1f} MB in all; "
+         "beside the rest or after it"),
+        ("chips a second", rate, "", f"{rate / found['devices']:,.0f} a device"),
+        ("a host's loader", found["loader_chips_per_second_a_host"], "", "chips a second to give"),
+        ("an epoch", found["epoch_seconds"], "s",
+         f"{found['steps_per_epoch']} steps; the stage {found['stage_seconds']:.0f} s"),
+        ("predicting", found["predict_chips_per_second_at_most"], "", "chips a second"),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            head, *rows, "at best: ceilings by the maker's rates, not promises",
+            *(f"  {of:<16}{value:12,.1f} {unit:<5}{note}" for of, value, unit, note in ceilings),
+            f"rates: {found['source']}",
+        ]
+    )  # fmt: skip

@@ -273,13 +273,13 @@ def host_share() -> loader.Share:
     return loader.Share(jax.process_index(), jax.process_count())
 
 
-def check_batch(batch_size: int) -> None:
-    """A batch must be shared evenly by all devices.
+def check_batch(batch_size: int, devices: int = 0) -> None:
+    """A batch must be shared evenly by all devices; those of this run, where no number is given.
 
     Raises:
       BadInput: naming the nearest sizes that can be.
     """
-    devices = jax.device_count()
+    devices = devices or jax.device_count()
     if batch_size % devices:
         below = batch_size // devices * devices
         near = " or ".join(str(size) for size in (below, below + devices) if size)

@@ -1,0 +1,80 @@
+"""What TPUs and GPUs can do at most, by their makers' data sheets; one device (chip) a row."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Ceilings of one device, in bytes, bytes a second and FLOP a second.
+
+    `flops` are those of bfloat16 products, dense; `float32_flops` of what XLA makes of float32
+    products by default: bfloat16 passes on a TPU, TF32 on these GPUs. `link` is what all its links
+    to other devices carry one way. Up to `alone` devices are of one host; more are of hosts with
+    `host_devices` each.
+    """
+
+    platform: str  # jax's name
+    memory: float
+    flops: float
+    float32_flops: float
+    bandwidth: float
+    link: float
+    alone: int
+    host_devices: int
+    source: str
+    spec: str = ""  # of a GPU: what XLA's compiler asks of the device
+
+
+def _tpu(
+    memory: int, tflops: int, gigabytes: int, link_gigabits: int, alone: int, source: str
+) -> Hardware:
+    flops, link = tflops * 1e12, link_gigabits * 1e9 / 8 / 2  # the sheets add up both directions
+    bandwidth = gigabytes * 1e9
+    return Hardware("tpu", memory * 2**30, flops, flops, bandwidth, link, alone, 4, source)
+
+
+def _gpu(
+    memory: int, tflops: float, tf32: float, gigabytes: int, link_gigabytes: int, source: str,
+    **spec: float,
+) -> Hardware:  # fmt: skip
+    capability = f"major: {spec.pop('major'):g} minor: {spec.pop('minor', 0):g}"
+    fields = " ".join(f"{name}: {value:.10g}" for name, value in spec.items())
+    text = (
+        f"gpu_device_info {{ {fields} threads_per_block_limit: 1024 threads_per_warp: 32 "
+        "shared_memory_per_block: 49152 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 "
+        "block_dim_limit_z: 65535 registers_per_core_limit: 65536 registers_per_block_limit: 65536 "
+        f"memory_bandwidth: {gigabytes * 10**9} device_memory_size: {memory * 2**30} "
+        f"cuda_compute_capability {{ {capability} }} }} "
+        'platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }'
+    )
+    bandwidth, link = gigabytes * 1e9, link_gigabytes * 1e9 / 2
+    return Hardware(
+        "cuda", memory * 2**30, tflops * 1e12, tf32 * 1e12, bandwidth, link, 8, 8, source, text
+    )
+
+
+HARDWARE = {
+    # A v4 chip is two devices to this compiler: half a chip a row.
+    "v4": replace(_tpu(16, 137, 614, 1200, 8, "cloud.google.com/tpu/docs/v4"), host_devices=8),
+    "v5e": _tpu(16, 197, 819, 1600, 8, "cloud.google.com/tpu/docs/v5e"),
+    "v5p": _tpu(95, 459, 2765, 4800, 4, "cloud.google.com/tpu/docs/v5p"),
+    "v6e": _tpu(32, 918, 1640, 3584, 8, "cloud.google.com/tpu/docs/v6e"),
+    "a100": _gpu(
+        80, 312, 156, 2039, 600, "NVIDIA A100 80GB SXM data sheet",
+        major=8, core_count=108, fpus_per_core=64, threads_per_core_limit=2048,
+        shared_memory_per_core=167936, shared_memory_per_block_optin=166912,
+        l2_cache_size=41943040, clock_rate_ghz=1.41,
+    ),
+    "h100": _gpu(
+        80, 989, 494, 3350, 900, "NVIDIA H100 SXM data sheet",
+        major=9, core_count=132, fpus_per_core=128, threads_per_core_limit=2048,
+        shared_memory_per_core=233472, shared_memory_per_block_optin=232448,
+        l2_cache_size=52428800, clock_rate_ghz=1.98,
+    ),
+    "l4": _gpu(
+        24, 121, 60, 300, 64, "NVIDIA L4 data sheet",
+        major=8, minor=9, core_count=58, fpus_per_core=128, threads_per_core_limit=1536,
+        shared_memory_per_core=102400, shared_memory_per_block_optin=101376,
+        l2_cache_size=50331648, clock_rate_ghz=2.04,
+    ),
+}  # fmt: skip
