@@ -4,10 +4,11 @@ Commands: those of `commands.COMMANDS`; train when none is named. Ends with 0 wh
 the user can mend, 143 when stopped by SIGTERM after saving, 130 by Ctrl-C, 1 at a failure.
 """
 
-from planet_jax import stopping
+from planet_jax import memory, stopping
 
 if __name__ == "__main__":
     stopping.install()  # before the imports, which take seconds
+    memory.give_back()  # before their threads, each of which would take a heap
 
 import os
 import sys

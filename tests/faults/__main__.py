@@ -216,9 +216,13 @@ class Faults:
             tell("  memory {:.0f} MB, {:.0f} threads, {:.0f} open files".format(*row))
         (mb, threads, handles), (mb_end, threads_end, handles_end) = typical[0], typical[-1]
         shutil.rmtree(folder)
-        flat = mb_end < mb * 1.03 and threads_end <= threads and handles_end <= handles
+        late = np.array([row[:2] for row in seen if row[0] > steps / 2])
+        slope = 1000 * np.polyfit(late[:, 0], late[:, 1], 1)[0]
+        flat = mb_end < mb * 1.03 and slope < mb * 0.01
+        flat &= threads_end <= threads and handles_end <= handles
         figures = (
-            f"memory {mb:.0f} → {mb_end:.0f} MB, threads {threads:.0f} → {threads_end:.0f}, "
+            f"memory {mb:.0f} → {mb_end:.0f} MB ({slope:+.1f} MB per 1,000 steps of the second "
+            f"half, scatter {late[:, 1].std():.1f} MB), threads {threads:.0f} → {threads_end:.0f}, "
             f"open files {handles:.0f} → {handles_end:.0f} (medians after 100 steps → at the end)"
         )
         return f"a run of {steps} steps", 1, int(flat), figures
