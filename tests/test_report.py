@@ -212,6 +212,8 @@ def test_a_browser_shows_it(browser, path):
         feature = {"name": "prefers-color-scheme", "value": scheme}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         assert run("return document.documentElement.scrollWidth") == 400
+        assert run("""return [...document.images].filter(i => i.offsetHeight).every(
+            i => Math.abs(i.width / i.height - i.naturalWidth / i.naturalHeight) < 0.02)""")
         colors.append(
             run("""return [document.body, document.querySelector("figure svg text")]
             .map((e, i) => getComputedStyle(e)[i ? "fill" : "backgroundColor"])

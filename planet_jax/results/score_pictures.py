@@ -35,7 +35,7 @@ def decision_bars(metrics: Metrics) -> Figure:
     rows = metrics["decisions"][:0:-1]
     gains = [row["gain"] for row in rows]
     reach = _reach(gains, [row["gain_interval"] for row in rows])
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(rows)), layout="tight")
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.45 * len(rows)), layout="tight")
     axis = figure.subplots()
     axis.errorbar(gains, range(len(rows)), xerr=reach, fmt="o", capsize=3)
     axis.axvline(0, color="black", linewidth=1)
