@@ -3,11 +3,16 @@
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
-import tqdm.auto
+import tqdm
 
 from planet_jax import hosts
+
+with warnings.catch_warnings():  # without ipywidgets the bar in a notebook is text: fine
+    warnings.simplefilter("ignore", tqdm.TqdmWarning)
+    import tqdm.auto
 
 SECONDS_BETWEEN_LINES = 10.0
 
