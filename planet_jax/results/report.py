@@ -193,9 +193,28 @@ def reproduce(run: RunFolder) -> str:
     lines += [shlex.join(["pip", "install", *pins]), ""]
     lines += [command("train", run.knobs(folder)) for folder in run.chain]
     knobs = run.knobs(run.folder)
-    lines += ["", command("evaluate", knobs), command("report", knobs)]
+    lines += ["", command("evaluate", knobs | _scoring(run)), command("report", knobs)]
     told = "From the folder in which it was run; every knob that is not at its default is here:"
     return page.paragraph(told) + page.commands(lines)
+
+
+def _scoring(run: RunFolder) -> dict[str, Any]:
+    """The knobs by which the run was evaluated, which may not be those it was trained with."""
+    try:
+        metrics = run.metrics("decision", "intervals", "threshold", "checkpoint", "tta", "runs")
+    except Lacks:
+        return {}
+    decision = metrics["decision"]
+    return {
+        "checkpoint": metrics["checkpoint"],
+        "score.threshold": metrics["threshold"],
+        "score.decide": decision["rule"],
+        "score.calibrate": decision["calibrate"],
+        "score.weather_rule": decision["weather_rule"],
+        "score.resamples": metrics["intervals"]["resamples"],
+        "score.tta": metrics["tta"],
+        "score.runs": metrics["runs"],
+    }
 
 
 PARTS: dict[str, Callable[[RunFolder], str]] = {
