@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from planet_jax import hosts
+from planet_jax import hosts, memory
 from planet_jax.errors import BadInput, RunFailed, first_few, lacking
 from planet_jax.files import damage_of, flush, seal
 from planet_jax.progress import say
@@ -144,6 +144,7 @@ class Checkpoints:
                 _write_whole(path, items, meta)
             for old in _steps(path.parent)[:-KEEP]:
                 _remove(path.parent / str(old))
+        memory.trim()
 
     def latest(self) -> tuple[int, dict[str, Flat], Meta] | None:
         """(step, items, meta) of the newest checkpoint to resume from, or None.
