@@ -74,6 +74,8 @@ def test_four_devices_train_as_one(variables, batch):
 
 LOSSES = """
 import json
+from planet_jax.model import resnet
+resnet.STAGES, resnet.EXPANSION = (1, 1, 1, 1), 1  # eight compilations of the whole take minutes
 from test_steps import one_batch, start_weights, take_steps
 variables, batch = start_weights.__wrapped__(), one_batch.__wrapped__()
 runs = [(devices, norm) for norm in ("global", "device") for devices in (1, 2, 4, 8)]
