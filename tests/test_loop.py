@@ -355,7 +355,7 @@ def test_a_killed_run_ends_as_the_untouched_one(tmp_path):
 @pytest.mark.slow
 def test_a_run_of_four_devices_is_read_by_one(trained):
     folder, _ = trained  # whose checkpoints four devices saved
-    one = ("--config.checkpoint=latest", "--config.data.batch_size=1")  # which four cannot share
+    one = ("--config.checkpoint=latest", "--config.data.batch_size=2")  # which four cannot share
     process = start(config_file(folder), *one, command="evaluate")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
