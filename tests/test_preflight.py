@@ -93,7 +93,7 @@ def test_the_smoke_config_is_compiled_for_a_tpu(tmp_path):
     assert 4 * gradients <= found["all_reduce_bytes"] <= 1.2 * 4 * gradients
     seconds = max(found["flops"] / 197e12, found["bytes_moved"] / 819e9)
     assert found["chips_per_second_at_most"] == pytest.approx(16 / seconds)
-    assert found["steps_per_epoch"] == 32383 // 16
+    assert found["steps_per_epoch"] == 32384 // 16
     refused = preflight_of("--target=v5e:2x2", root, "--config.data.batch_size=18")
     assert refused.returncode == 2
     assert "does not divide over 4 devices; the nearest that does: 16 or 20" in refused.stderr
