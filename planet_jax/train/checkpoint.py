@@ -142,6 +142,8 @@ class Checkpoints:
                 # Orbax's time-outs go by the wall's clock: one that jumps ends them at once.
                 say(f"{path}: not saved ({error}); tried once more")
                 _write_whole(path, items, meta)
+            for left_over in path.parent.glob(".tmp-*"):  # Orbax's threads outlive a failed save
+                shutil.rmtree(left_over, ignore_errors=True)
             for old in _steps(path.parent)[:-KEEP]:
                 _remove(path.parent / str(old))
         memory.trim()
