@@ -32,6 +32,9 @@ from planet_jax.progress import say
 Flat = dict[str, np.ndarray]
 Meta = dict[str, Any]
 FORMAT = 1  # in every meta: raise it when an older planet_jax could not read what is saved
+TRIES = (
+    5  # of a save: Orbax's time-outs go by the wall's clock, and one that jumps ends them at once
+)
 KEEP = 2  # of each kind: the one before is for when the newest is damaged
 
 # Orbax logs every file; what it logs of errors it raises as well.
@@ -134,14 +137,14 @@ class Checkpoints:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():  # a run that resumed comes by here again
                 _remove(path)
-            try:
-                _write_whole(path, items, meta)
-            except Exception as error:
-                if lacking(error):
-                    raise
-                # Orbax's time-outs go by the wall's clock: one that jumps ends them at once.
-                say(f"{path}: not saved ({error}); tried once more")
-                _write_whole(path, items, meta)
+            for tries_left in reversed(range(TRIES)):
+                try:
+                    _write_whole(path, items, meta)
+                    break
+                except Exception as error:
+                    if lacking(error) or not tries_left:
+                        raise
+                    say(f"{path}: not saved ({error}); tried again")
             for left_over in path.parent.glob(".tmp-*"):  # Orbax's threads outlive a failed save
                 shutil.rmtree(left_over, ignore_errors=True)
             for old in _steps(path.parent)[:-KEEP]:
