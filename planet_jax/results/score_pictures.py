@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
@@ -49,33 +50,25 @@ def threshold_curve(metrics: Metrics) -> Figure:
     """F2 over the one threshold; the one in use, and the best on these chips."""
     curve = metrics["threshold_curve"]
     best = int(np.argmax(curve["fbeta"]))
-    figure = Figure(figsize=(WIDTH, 3.2), layout="tight")
-    axis = figure.subplots()
+    figure, axis = _axes("threshold", "F2")
     axis.plot(curve["thresholds"], curve["fbeta"])
     for name, marker, threshold, fbeta in (
         ("in use", "oC1", metrics["threshold"], metrics["fbeta"]),
         ("best here", "^C2", curve["thresholds"][best], curve["fbeta"][best]),
     ):
         axis.plot(threshold, fbeta, marker, label=f"{name}: {threshold:g}, F2 {fbeta:.4f}")
-    axis.set_xlabel("threshold")
-    axis.set_ylabel("F2")
-    axis.grid(**GRID)
     axis.legend(fontsize=8)
     return figure
 
 
 def reliability(metrics: Metrics) -> Figure:
     """The share of true entries over the probability; on the diagonal the two are equal."""
-    figure = Figure(figsize=(WIDTH, 3.6), layout="tight")
-    axis = figure.subplots()
+    figure, axis = _axes("probability", "share that is true")
     axis.plot([0, 1], [0, 1], "k:", linewidth=1)
     for (kind, values), marker in zip(metrics["reliability"].items(), "os", strict=False):
         x, y = ([bin[name] for bin in values["bins"]] for name in ("probability", "share"))
         error = values["calibration_error"]
         axis.plot(x, y, f"{marker}-", markersize=4, label=f"{kind}, calibration error {error:.4f}")
-    axis.set_xlabel("probability")
-    axis.set_ylabel("share that is true")
-    axis.grid(**GRID)
     axis.legend(fontsize=8)
     return figure
 
@@ -109,6 +102,16 @@ def swap_map(metrics: Metrics) -> Figure:
     axis.set_xlabel("predicted, not true")
     axis.set_ylabel("true, not predicted")
     return figure
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+    """Empty axes with these names."""
+    figure = Figure(figsize=(WIDTH, 3.4), layout="tight")
+    axis = figure.subplots()
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(**GRID)
+    return figure, axis
 
 
 def _reach(values: Sequence[float], ends: Sequence[Sequence[float]]) -> np.ndarray:
