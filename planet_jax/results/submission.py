@@ -3,7 +3,7 @@
 40,669 chips of test-jpg, then 20,522 of test-jpg-additional, in the sample submission's order.
 """
 
-import re
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,8 +46,8 @@ def order(config: ConfigDict, files: Sequence[Path]) -> list[str]:
 
 def _place(name: str) -> tuple[bool, str, int]:
     """test_2 before test_10, and both before file_0."""
-    stem, number = re.fullmatch(r"(.*?)(\d*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
-    return stem != "test_", stem, int(number or -1)
+    stem = name.rstrip(string.digits)
+    return stem != "test_", stem, int(name[len(stem) :] or -1)
 
 
 def rows(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:

@@ -120,12 +120,13 @@ def batch_logits(
     are made on the device and go through the model one after the other.
     """
 
-    def logits_of(view: Int[Array, ""]) -> Any:
-        return model.apply(variables, dihedral_view(chips, view), train=False)
+    def logits_of(chips: Array) -> Any:
+        return model.apply(variables, chips, train=False)
 
     if average:
-        return average_logits(lax.map(logits_of, jnp.arange(VIEWS)), average)
-    return model.apply(variables, chips, train=False)  # type: ignore[return-value]
+        views = lax.map(lambda view: logits_of(dihedral_view(chips, view)), jnp.arange(VIEWS))
+        return average_logits(views, average)
+    return logits_of(chips)
 
 
 def dihedral_view(chips: UInt8[Array, "b s s 3"], view: Int[Array, ""]) -> UInt8[Array, "b s s 3"]:
