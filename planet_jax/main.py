@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import os
 import sys
 import warnings
+from glob import glob
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/
 TARGET = flags.DEFINE_string("target", "", "of preflight: v5e:2x4, h100:8, ...")
 JSON = flags.DEFINE_boolean("json", False, "of preflight: figures for tools")
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
+# Device files of CUDA (in WSL too), ROCm and TPUs.
+DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -45,6 +48,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     warnings.formatwarning = in_one_line
     jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    if not os.environ.get("JAX_PLATFORMS") and not accelerator_here():
+        jax.config.update("jax_platforms", "cpu")  # plugins that are installed would only complain
     try:
         command, *others = argv[1:] or ["train"]
         if command not in commands.COMMANDS or others:
@@ -70,6 +75,11 @@ def main(argv: list[str]) -> None:
         if (line := lacking(error)) is None:
             raise
         end(line, 2)
+
+
+def accelerator_here() -> bool:
+    """Whether this machine shows a GPU's or TPU's device file; elsewhere than Linux: it may."""
+    return sys.platform != "linux" or any(map(glob, DEVICES))
 
 
 def in_one_line(

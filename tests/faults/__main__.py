@@ -201,7 +201,7 @@ class Faults:
         seen: list[tuple[int, float, int, int]] = []
         while process.poll() is None:
             time.sleep(0.5)
-            with contextlib.suppress(OSError, ValueError, IndexError):
+            with contextlib.suppress(OSError, ValueError, LookupError):  # it begins or ends
                 row = (folder / "long" / "steps.csv").read_text().splitlines()[-1]
                 seen.append((int(row.split(",")[0]), *measured(process.pid)))
         windows = [
