@@ -40,9 +40,9 @@ class Ended:
         return "Traceback" not in self.output
 
 
-def make_chips(home: Path) -> None:
-    if not (home / "chips").exists():
-        write_chips(home / "chips", LABELS)
+def make_chips(folder: Path, times: int = 1) -> None:
+    if not folder.exists():
+        write_chips(folder, LABELS * times)
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
