@@ -3,7 +3,8 @@
     python benchmarks/step.py [--batch 16] [--size 128] [--rounds 5]
 
 All in one run, turn by turn, the best of each; only the ratios travel. PyTorch runs eagerly, with
-torchvision's ResNet50 (its last layer replaced), in its own layout and in channels-last.
+torchvision's ResNet50 (its last layer replaced), in its own layout and in channels-last. The
+process hands out memory as the program's own does (`planet_jax.memory`), for all of them.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import plain
 
+from planet_jax import memory
 from planet_jax.model import classifier
 from planet_jax.train.steps import create_state, make_train_step, to_devices
 
@@ -109,4 +111,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.tune()
     main()

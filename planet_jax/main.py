@@ -7,8 +7,8 @@ the user can mend, 143 when stopped by SIGTERM after saving, 130 by Ctrl-C, 1 at
 from planet_jax import memory, stopping
 
 if __name__ == "__main__":
+    memory.tune()
     stopping.install()  # before the imports, which take seconds
-    memory.give_back()  # before their threads, each of which would take a heap
 
 import os
 import sys
