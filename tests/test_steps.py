@@ -101,6 +101,24 @@ def test_one_two_four_and_eight_devices_have_the_same_losses():
     assert (abs(losses[1, 1:, 0] - losses[0, 0, 0]) > 1e-3).all()
 
 
+def test_bfloat16_is_of_the_activations_alone(variables, batch):
+    """Whatever is kept from step to step, and the loss, have the types of a float32 run. (What it
+    does to a block: test_model; to the score of a stage: benchmarks/precision.py.)"""
+    rates = {"lr": np.zeros(3, np.float32), "beta1": np.zeros((), np.float32)}
+    on_devices = {name: to_devices(array, 1) for name, array in batch.items()}
+    shapes = []
+    for precision in ("float32", "bfloat16"):
+        model = classifier.build(5, precision=precision)
+        step = make_train_step(model, False, 1e-2, jax.devices()[:1])
+        given = create_state(variables, False), on_devices, rates, jax.random.key(3)
+        assert ("bf16" in str(jax.make_jaxpr(step)(*given))) == (precision == "bfloat16")
+        shapes.append(jax.eval_shape(step, *given))
+    assert shapes[0] == shapes[1]
+    state, loss = shapes[1]
+    assert loss.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
+
+
 def test_global_batch_norm_and_its_gradient_are_those_of_the_whole_batch():
     rng = np.random.default_rng(0)
     x = (2 + rng.standard_normal((16, 3, 3, 4))).astype(np.float32)

@@ -16,7 +16,7 @@ def product(x: Float[Array, "n h w k"], kernel: Float[Array, "1 1 k c"]) -> Arra
 def outer_products(x: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, "k k"]:
     """Their sum over all rows, likewise; float32."""
     rows = (-1, x.shape[-1])
-    return (x.reshape(rows).T @ y.reshape(rows)).astype(jnp.float32)
+    return jnp.matmul(x.reshape(rows).T, y.reshape(rows), preferred_element_type=jnp.float32)
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
