@@ -7,6 +7,7 @@ the user can mend, 143 when stopped by SIGTERM after saving, 130 by Ctrl-C, 1 at
 from planet_jax import memory, stopping
 
 if __name__ == "__main__":
+    stopping.hold()
     memory.tune()
     stopping.install()  # before the imports, which take seconds
 

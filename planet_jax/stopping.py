@@ -67,6 +67,11 @@ def until(stop: Callable[[], bool], items: Iterable[Item]) -> Iterator[Item]:
         yield item
 
 
+def hold() -> None:
+    """Signals wait for `install`, even where this process begins anew in between."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
+
+
 def install() -> None:
     """From here on Ctrl-C and SIGTERM end this program."""
     for number in STATUS:
@@ -75,6 +80,7 @@ def install() -> None:
     os.set_blocking(into, False)
     signal.set_wakeup_fd(into, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(out,), name="signals", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
 
 
 def ignore() -> None:
