@@ -35,8 +35,8 @@ def test_values_that_fit_nowhere_are_refused(name, value):
 @pytest.mark.slow
 def test_the_harness(tmp_path):
     """A share of each fault; the long run is `python -m tests.faults`."""
-    share = ("--kills=2", "--file-kills=1", "--damages=1", "--full=1", "--clocks=1", "--ctrl-c=1",
-             "--steps=0", "--inputs=0")  # fmt: skip
+    share = ("--kills=2", "--file-kills=1", "--damages=1", "--full=1", "--lost-hosts=1",
+             "--clocks=1", "--ctrl-c=1", "--steps=0", "--inputs=0")  # fmt: skip
     ended = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--home", str(tmp_path), *share],
         cwd=ROOT, capture_output=True, text=True, check=False,

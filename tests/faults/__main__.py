@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from planet_jax.files import damage_of
+from planet_jax.watch import LOST_AFTER
 from tests.faults import fuzz
 from tests.faults.runs import (
     CONFIG,
@@ -33,6 +34,7 @@ from tests.faults.runs import (
     left_running,
     make_chips,
     start,
+    start_hosts,
 )  # fmt: skip
 
 Row = tuple[str, int, int, str]  # what, how many, how many ended as they must, figures
@@ -169,6 +171,37 @@ class Faults:
                 tell(f"BAD: {ended.output[-2000:]}")
         return "full disks", count, good, f"{lines} ended with status 2 and one line"
 
+    def lost_hosts(self, count: int) -> Row:
+        """One of two processes of a run is lost at a uniform moment from the first step on, each in
+        turn: the other ends and says which it was, and the same commands go on to the same end."""
+        stages, whole = STAGES[:1], self.home / "together"
+        begun = time.monotonic()
+        assert [end(p).status for p in start_hosts(self.new(), *stages, 2)] == [0, 0]
+        seconds = time.monotonic() - begun
+        (self.home / "run").rename(whole)
+        good, slowest = 0, 0.0
+        for i in range(count):
+            folder = self.new()
+            processes = start_hosts(folder, *stages, 2)
+            while not (folder / stages[0] / "steps.csv").exists():
+                time.sleep(0.05)
+            end(processes[i % 2], self.rng.uniform(0, seconds / 4), signal.SIGKILL)
+            other = end(processes[1 - i % 2], 0, 0)
+            slowest = max(slowest, other.seconds)
+            last = (other.output.strip().splitlines() or [""])[-1]
+            named = other.status == 1 and f"process {i % 2} (" in last
+            again = [end(p) for p in start_hosts(folder, *stages, 2)]
+            found = differences(whole, folder, stages)
+            fine = (named or other.status == 0) and not found and other.seconds < LOST_AFTER
+            fine &= all(ended.status == 0 and ended.clean for ended in again)
+            good += fine
+            tell(f"  process {i % 2} lost: {other.status}: {last[:110]}{'' if fine else ' BAD'}")
+            if not fine:
+                tell(f"BAD: {found} {[ended.output[-1000:] for ended in again]}")
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(whole)
+        return "lost hosts", count, good, f"the other ended within {slowest:.1f} s"
+
     def clock(self, count: int) -> Row:
         """The clock of the wall jumps by days, either way, all the time."""
         good = 0
@@ -264,8 +297,8 @@ def tell(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     for name, default in (
-        ("kills", 50), ("file-kills", 10), ("damages", 20), ("full", 10), ("clocks", 2),
-        ("ctrl-c", 5), ("inputs", 100_000), ("steps", 2000), ("seed", 0),
+        ("kills", 50), ("file-kills", 10), ("damages", 20), ("full", 10), ("lost-hosts", 6),
+        ("clocks", 2), ("ctrl-c", 5), ("inputs", 100_000), ("steps", 2000), ("seed", 0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--home", type=Path, help="a folder to work in; kept when there is trouble")
@@ -273,14 +306,14 @@ def main() -> None:
     home = asked.home or Path(tempfile.mkdtemp(prefix="faults-"))
     home.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    if any((asked.kills, asked.file_kills, asked.damages, asked.full, asked.clocks, asked.ctrl_c,
-            asked.steps)):  # fmt: skip
+    if any((asked.kills, asked.file_kills, asked.damages, asked.full, asked.lost_hosts,
+            asked.clocks, asked.ctrl_c, asked.steps)):  # fmt: skip
         faults = Faults(home, asked.seed)
-        # A lost host belongs here: a chain on several processes, one of which is killed.
         tries: list[tuple[int, Callable[[], Row]]] = [
             (asked.kills + asked.file_kills, lambda: faults.kills(asked.kills, asked.file_kills)),
             (asked.damages, lambda: faults.damages(asked.damages)),
             (asked.full, lambda: faults.full(asked.full)),
+            (asked.lost_hosts, lambda: faults.lost_hosts(asked.lost_hosts)),
             (asked.clocks, lambda: faults.clock(asked.clocks)),
             (asked.ctrl_c, lambda: faults.ctrl_c(asked.ctrl_c)),
             (asked.steps, lambda: faults.long_run(asked.steps)),

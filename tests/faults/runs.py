@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,20 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
     )  # fmt: skip
 
 
+def start_hosts(folder: Path, stage: str, count: int) -> list[subprocess.Popen]:
+    """So many processes that train one stage together, as on as many hosts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        hosts = {"coordinator": f"127.0.0.1:{free.getsockname()[1]}", "count": count}
+    return [
+        start(
+            folder, "train", f"--config={CONFIG}:{stage}",
+            *(f"--config.hosts.{name}={value}" for name, value in {**hosts, "index": i}.items()),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
 def end(process: subprocess.Popen, after: float | None = None, how: int = 0) -> Ended:
     """Waits; `after` so many seconds it sends the signal `how`. `seconds` count from the signal."""
     began = time.monotonic()
@@ -81,10 +97,10 @@ def left_running(process: subprocess.Popen) -> bool:
     return True
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(one: Path, other: Path, stages: Iterable[str] = STAGES) -> list[str]:
     """What of two folders of finished runs is not the same to the bit; times aside."""
     found = []
-    for stage in STAGES:
+    for stage in stages:
         a, b = one / stage, other / stage
         names = {p.name for run in (a, b) for p in run.iterdir() if p.name not in (".lock",)}
         for name in sorted(names - {"checkpoints", "config.json"}):
