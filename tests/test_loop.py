@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 from conftest import ROOT, needs_shared, write_chips
 
-from planet_jax import commands
+from planet_jax import commands, stopping
 from planet_jax.config import flatten, get_config
 from planet_jax.errors import BadInput, RunFailed, lacking
 from planet_jax.model import resnet
-from planet_jax.train import checkpoint, records
+from planet_jax.train import checkpoint, loop, records
+from planet_jax.train.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("narrow_network")
 LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips to train on, 4 to validate: 5 steps an epoch
@@ -350,6 +351,36 @@ def test_a_killed_run_ends_as_the_untouched_one(tmp_path):
     for part, leaves in items.items():
         for name, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, other[3][part][name])
+
+
+@pytest.mark.parametrize("cut", [0, 1])  # which epoch's scores: the best is that of either
+def test_scores_that_sigterm_cut_short_are_made_up_for(tmp_path, monkeypatch, cut):
+    """Found by the harness: the best was saved with the weights of a later step, and a run that had
+    all its steps counted as finished without its last scores."""
+    evaluate, epochs = Stage.evaluate, []
+
+    def stopped(stage, *given):
+        epochs.append(len(epochs))
+        if epochs[-1] == cut:
+            signal.raise_signal(signal.SIGTERM)
+            raise stopping.Stopped(143)
+        return evaluate(stage, *given)
+
+    config = small_config(tmp_path, workdir=str(tmp_path / "cut"), **{"train.save_every": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "evaluate", stopped)
+        with pytest.raises(stopping.Stopped):
+            commands.train(config)
+    assert not loop.finished(config, tmp_path / "cut")
+    runs = [tmp_path / "cut", tmp_path / "whole"]
+    for run in runs:
+        commands.train(small_config(tmp_path, workdir=str(run), **{"train.save_every": 3}))
+    best = [sorted(path.name for path in (run / "checkpoints" / "best").iterdir()) for run in runs]
+    assert best[0] == best[1]
+    (steps, history, *_), other = map(outcome, runs)
+    pd.testing.assert_frame_equal(steps, other[0], check_exact=True)
+    pd.testing.assert_frame_equal(history, other[1], check_exact=True)
+    assert len(history) == 2
 
 
 @pytest.mark.slow

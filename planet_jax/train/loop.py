@@ -47,7 +47,7 @@ def train(stage: Stage, run: Path) -> None:
                     work.evaluate(sigterm)
                 if hosts.stop_asked():
                     sigterm.asked = True
-                if work.save_is_due() or (sigterm.asked and work.step > work.saved_at):
+                if work.save_is_due() or (sigterm.asked and work.moved):
                     work.save()
                 if sigterm.asked or work.step == stage.steps:
                     checkpoints.wait()
@@ -60,7 +60,7 @@ def train(stage: Stage, run: Path) -> None:
 
 
 def finished(config: ConfigDict, run: Path) -> bool:
-    """Whether the run folder holds the last step of this very config.
+    """Whether the run folder holds the last step of this very config, and its scores.
 
     Raises:
       BadInput: it was begun with other knobs, and `train.force` does not say to go on.
@@ -68,7 +68,9 @@ def finished(config: ConfigDict, run: Path) -> bool:
     meta = read_meta(run, "latest")
     if meta is None:
         return False
-    return not _changes(meta, config, run) and meta["step"] == meta["steps"]
+    scored = meta["history_csv"].count("\n") - 1  # SIGTERM saves without waiting for the last
+    whole = meta["steps"], meta["steps"] // meta["steps_per_epoch"]
+    return not _changes(meta, config, run) and (meta["step"], scored) == whole
 
 
 def _changes(meta: Meta, config: ConfigDict, run: Path) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class _Run:
         self.is_best = False  # of this step's weights, right after they were scored
         self.batches: Iterator[Batch] = stage.train_batches(self.step)
         self.pending: tuple[int, jax.Array] | None = None  # the step sent off last, and its loss
-        self.saved_at, self.saved_time = self.step, time.monotonic()
+        self.saved, self.saved_time = (self.step, self.records.epochs), time.monotonic()
 
     def _check(self, meta: Meta) -> None:
         """Sees to it that the run may go on from this checkpoint, and how exactly it can."""
@@ -162,13 +164,18 @@ class _Run:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         say(f"{self.run}: epoch {epoch}  train_loss {loss:.4f}  {figures}")
 
+    @property
+    def moved(self) -> bool:
+        """Whether a step was taken, or an epoch scored, since the last save."""
+        return (self.step, self.records.epochs) != self.saved
+
     def unsaved(self) -> bool:
         """Whether steps would be lost if the process ended now."""
-        return self.step > self.saved_at or self.checkpoints.saving
+        return self.moved or self.checkpoints.saving
 
     def save_is_due(self) -> bool:
         """At the end of an epoch; after `train.save_every` steps or `train.save_minutes`."""
-        if self.step == self.saved_at:
+        if not self.moved:
             return False
         knobs, minutes = self.stage.config.train, (time.monotonic() - self.saved_time) / 60
         return (
@@ -191,7 +198,7 @@ class _Run:
             # The best first: a run that goes on from this latest is never without it.
             self.checkpoints.save(self.step, kinds, self._meta())
         self.is_best = False
-        self.saved_at, self.saved_time = self.step, time.monotonic()
+        self.saved, self.saved_time = (self.step, self.records.epochs), time.monotonic()
 
     def _meta(self) -> Meta:
         return {
@@ -230,7 +237,8 @@ class _Run:
         self.records.add_step(step, loss, lr, beta1, self.stage.config.data.batch_size)
 
     def _diverged(self, step: int, what: str) -> RunFailed:
-        kept = f"the checkpoint of step {self.saved_at}" if self.saved_at else "no checkpoint"
+        saved_at, _ = self.saved
+        kept = f"the checkpoint of step {saved_at}" if saved_at else "no checkpoint"
         return RunFailed(
             f"{self.run}: {what} is not finite at step {step}; {kept} is kept; "
             "lower config.optim.lr (see the lr_range command) or look at the chips"
