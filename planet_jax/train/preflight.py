@@ -219,12 +219,14 @@ def largest(step: Step, target: Target, too_large: int, needed: float) -> int:
     `needed` are the bytes at `too_large`, or nan.
     """
     fits, used = 0, 0.0
-    while too_large - fits > max(1, fits // 16):
-        guess = (fits + too_large) // 2
+    while too_large - fits > (least := max(1, fits // 16)):
+        guess = middle = (fits + too_large) // 2
         if needed > used:
             room = (target.hardware.memory * 0.97 - used) / (needed - used)
             guess = fits + int(room * (too_large - fits))
-        guess = min(max(guess, fits + 1), too_large - 1)
+        # A compiler that saves memory just until a batch fits would make the line creep.
+        if not fits + least <= guess <= too_large - least:
+            guess = min(middle, 2 * fits) if fits else middle
         try:
             found = cost(step, target, guess)
         except TooLarge as error:
