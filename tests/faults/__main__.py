@@ -93,8 +93,8 @@ class Faults:
                 copy(self.whole / done, folder / done)
             for i, kind in enumerate(group):
                 if kind == "moment":
-                    how = (signal.SIGKILL, signal.SIGTERM)[i % 2]
-                    ended = end(start(folder), self.rng.uniform(START, self.seconds / 2), how)
+                    how, first = ((signal.SIGKILL, 0.0), (signal.SIGTERM, START))[i % 2]
+                    ended = end(start(folder), self.rng.uniform(first, self.seconds / 2), how)
                 else:
                     how, at = signal.SIGKILL, str(self.rng.integers(1, 120))
                     ended = end(start(folder, FAULT="kill", FAULT_AT=at))
