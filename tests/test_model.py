@@ -60,12 +60,14 @@ def _is_stage(module, method):
     return method == "__call__" and type(module).__name__ == "Bottleneck"
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [*itertools.product([1, 3, 7], [1, 2])])
-def test_convolution_and_its_gradients_are_xlas(kernel, stride):
-    """Whatever the CPU does for speed, against the plain convolution."""
+@pytest.mark.parametrize(
+    ("kernel", "stride", "width"), [*itertools.product([1, 3, 7], [1, 2], [5, 256])]
+)
+def test_convolution_and_its_gradients_are_xlas(kernel, stride, width):
+    """Whatever the CPU does for speed, few channels or many, against the plain convolution."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 9, 8, 5)).astype(np.float32)
-    w = rng.standard_normal((kernel, kernel, 5, 6)).astype(np.float32)
+    x = rng.standard_normal((2, 9, 8, width)).astype(np.float32)
+    w = rng.standard_normal((kernel, kernel, width, 6)).astype(np.float32)
     pad = (kernel - 1) // 2
 
     def ours(x, w):

@@ -1,5 +1,6 @@
 """The layers whose details decide whether torch's numbers come out."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -32,16 +33,35 @@ class Conv(nn.Module):
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     """NHWC with HWIO."""
-
-    def convolution(x: Array, kernel: Array) -> Array:
-        pad = (kernel.shape[0] - 1) // 2
-        return lax.conv_general_dilated(
-            x, kernel, (stride,) * 2, [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        return lax.platform_dependent(x, kernel, cpu=cpu.product, default=convolution)
-    return convolution(x, kernel)
+        return lax.platform_dependent(x, kernel, cpu=cpu.product, default=_convolution)
+    if kernel.shape[:2] == (3, 3):
+        return _convolution_3x3(x, kernel, stride)
+    return _convolution(x, kernel, stride)
+
+
+def _convolution(x: Array, kernel: Array, stride: int = 1) -> Array:
+    pad = (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride,) * 2, [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+# A function of its own, so that a CPU can take its gradients another way.
+_convolution_3x3 = jax.custom_vjp(_convolution, nondiff_argnums=(2,))
+
+
+def _gradients_3x3(stride: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    def plain(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        return jax.vjp(lambda x, kernel: _convolution(x, kernel, stride), x, kernel)[1](dy)
+
+    special = functools.partial(cpu.gradients, stride=stride, plain=plain)
+    return lax.platform_dependent(*saved, dy, cpu=special, default=plain)
+
+
+_convolution_3x3.defvjp(
+    lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)), _gradients_3x3
+)
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
