@@ -17,7 +17,7 @@ import plain
 from ml_collections import ConfigDict
 
 from planet_jax.config import get_config
-from planet_jax.train import preflight
+from planet_jax.preflight import compile as preflight
 
 CLASSES = 17
 
@@ -26,7 +26,7 @@ def ours(
     target: preflight.Target, freeze: bool, norm: str, chips: int, size: int
 ) -> preflight.Cost:
     config: ConfigDict = get_config()
-    config.optim.freeze, config.model.norm = freeze, norm
+    config.optim.freeze, config.model.batch_norm = freeze, norm
     config.data.size, config.train.precision = size, "bfloat16"
     train, _ = preflight.steps(config, CLASSES)
     return preflight.cost(train, target, chips)

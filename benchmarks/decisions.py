@@ -13,7 +13,7 @@ from pathlib import Path
 import twin
 
 from planet_jax import commands
-from planet_jax.results import judged, scoring, tables
+from planet_jax.results import inference, scores, tables
 from planet_jax.score import intervals, metrics
 from planet_jax.train.stage import Stage
 
@@ -35,10 +35,10 @@ def main() -> None:
     base = None
     print("\n| seen | labels by | F2 | gain |\n| --- | --- | --- | --- |")
     for tta, seen in VIEWS.items():
-        config.score.tta = tta
-        logits = scoring.logits([stage], scoring.rows_source(rows), len(rows), tta, True)
-        found = judged.Judged(config, logits, labels.targets[rows], labels.classes)
-        for rule, calibrate in judged.WAYS:
+        config.score.test_time_augmentation = tta
+        logits = inference.logits([stage], inference.rows_source(rows), len(rows), tta, True)
+        found = scores.Judged(config, logits, labels.targets[rows], labels.classes)
+        for rule, calibrate in scores.WAYS:
             predicted = found.decide(rule, calibrate, obey_weather=False)
             fbeta = metrics.fbeta_per_chip(predicted, found.targets > 0)
             base = fbeta if base is None else base

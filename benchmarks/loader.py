@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from planet_jax.data import loader, planet
+from planet_jax.data import dataset, loader
 from planet_jax.data.augment import draw, matrices
 
 BATCH = 64
@@ -42,7 +42,7 @@ def yardstick(files: list[Path]) -> int:
     return len(files)
 
 
-def ours(data: planet.Dataset, size: int, threads: int, epochs: int = 4) -> int:
+def ours(data: dataset.Dataset, size: int, threads: int, epochs: int = 4) -> int:
     rows = np.arange(len(data.labels.names))
     batches = loader.train_batches(
         data, rows, size=size, batch_size=BATCH, epochs=epochs, seed=0, augment={}, threads=threads
@@ -70,7 +70,7 @@ def warp(chips: np.ndarray, drawn: np.ndarray, size: int, threads: int) -> int:
     return len(chips)
 
 
-def waiting(data: planet.Dataset, size: int, threads: int) -> float:
+def waiting(data: dataset.Dataset, size: int, threads: int) -> float:
     """The share of a step that a linear layer on the pixels waits for its batch."""
     step = jax.jit(lambda w, x: w + 1e-9 * (x.reshape(len(x), -1) @ w).mean())
     weights, waited = np.zeros((3 * size**2, 17), np.float32), 0.0
@@ -96,8 +96,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("../shared/data/ucmerced"))
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))
     args = parser.parse_args()
-    data = planet.load(args.root, args.cache)
-    files = sorted((args.root / planet.FOLDER).iterdir())[:300]
+    data = dataset.load(args.root, args.cache)
+    files = sorted((args.root / dataset.FOLDER).iterdir())[:300]
     chips = data.chips[np.arange(512)]
     drawn = matrices(draw(np.random.default_rng(0), len(chips)))
     ours(data, 128, 0, epochs=1)  # compile, and bring the store into memory

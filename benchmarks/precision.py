@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 from ml_collections import ConfigDict
 
-from planet_jax import commands, memory
+from planet_jax import commands
 from planet_jax.config import get_config
+from planet_jax.runtime import memory
 
 PRECISIONS = ("float32", "bfloat16")
 FIGURES = ["train_loss", "valid_loss", "fbeta"]

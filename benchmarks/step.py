@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import plain
 
-from planet_jax import memory
 from planet_jax.model import classifier
+from planet_jax.runtime import memory
 from planet_jax.train.steps import create_state, make_train_step, to_devices
 
 CLASSES = 17

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from planet_jax import commands
 from planet_jax.config import get_config
-from planet_jax.model import imagenet
+from planet_jax.model import weights
 from planet_jax.results import pictures
 from planet_jax.train.stage import abstract_variables
 
@@ -56,8 +56,8 @@ def write_weights(path: Path) -> None:
     """Backbone and head by the formula, as a `.safetensors` file with torchvision's names."""
     state = {}
     for tree_path, leaf in traverse_util.flatten_dict(abstract_variables(17)).items():
-        name = imagenet.torch_name(tree_path)
-        shape = imagenet.to_torch_axes(tree_path[-1], np.empty(leaf.shape, bool)).shape
+        name = weights.torch_name(tree_path)
+        shape = weights.to_torch_axes(tree_path[-1], np.empty(leaf.shape, bool)).shape
         state[name] = formula(name, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)

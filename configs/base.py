@@ -1,4 +1,4 @@
-"""Every knob at its default: see planet_jax/config.py, where each stands with its unit and why."""
+"""Every option at its default; planet_jax/config.py lists each with its unit and reason."""
 
 from planet_jax.config import get_config
 

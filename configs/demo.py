@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import stage1, stage1_256, stage2, stage2_256
 from planet_jax.config import get_config as base
-from planet_jax.errors import BadInput, nearest
+from planet_jax.runtime.errors import BadInput, did_you_mean
 
 STAGES = {
     "stage1": stage1,
@@ -28,7 +28,7 @@ def get_config(stage: str = "") -> ConfigDict:
         config.stages = tuple(f"configs/demo.py:{name}" for name in STAGES)
         return config
     if stage not in STAGES:
-        raise BadInput(f"configs/demo.py:{stage}: no such stage; {nearest(stage, STAGES)}")
+        raise BadInput(f"configs/demo.py:{stage}: no such stage; {did_you_mean(stage, STAGES)}")
     config = STAGES[stage].get_config()
     config.workdir = config.workdir.replace("runs", "runs/demo")
     config.checkpoint = "latest"  # the best would be chosen on the chips that it is scored on

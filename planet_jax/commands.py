@@ -17,69 +17,69 @@ import pandas as pd
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from planet_jax import hosts
 from planet_jax.config import load, of_all_hosts, validate
-from planet_jax.data import competition, planet, sample
+from planet_jax.data import dataset, kaggle, sample
 from planet_jax.data import labels as label_file
-from planet_jax.errors import BadInput
-from planet_jax.files import locked, replacing
-from planet_jax.model import imagenet
+from planet_jax.model import weights
 from planet_jax.model.summary import layer_table
-from planet_jax.progress import progress
+from planet_jax.preflight import compile as preflight_of
+from planet_jax.results import evaluate as evaluation
 from planet_jax.results import (
-    evaluation,
-    exporting,
+    inference,
     pictures,
-    predictions,
-    scoring,
     submission,
     tables,
 )
-from planet_jax.results import report as report_page
+from planet_jax.results import predict as prediction
+from planet_jax.results.export import folder as exporting
+from planet_jax.results.report import parts as report_page
+from planet_jax.runtime import distributed
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import atomic_file, lock_folder
+from planet_jax.runtime.progress import progress
 from planet_jax.train import checkpoint, loop
 from planet_jax.train import lr_range as range_test
-from planet_jax.train import preflight as preflight_of
 from planet_jax.train.stage import Stage
 
 COMPETITION_CLASSES, COMPETITION_CHIPS = 17, 40_479
 
 
-def prepare(config: ConfigDict) -> planet.Dataset:
+def prepare(config: ConfigDict) -> dataset.Dataset:
     """Fetches or draws what data.root lacks, builds the data set in data.cache, and returns it."""
     root, data = Path(config.data.root), config.data
     if data.source != "folder":
         # Process 0 before the others, who may see the same disk or have their own.
-        hosts.of_first(lambda: _obtain(config, root))
-        if not hosts.is_first():
+        distributed.run_on_main(lambda: _obtain(config, root))
+        if not distributed.is_main_process():
             _obtain(config, root)
-    dataset = planet.load(root, Path(data.cache), data.decoded)
-    hosts.agree({"labels": dataset.labels.digest(), "chips": dataset.digest})
-    n, height, width, _ = dataset.chips.shape
-    print(f"{root}: {n} chips of {height}x{width}, {len(dataset.labels.classes)} labels, ready")
-    return dataset
+    data_set = dataset.load(root, Path(data.cache), data.decoded)
+    distributed.require_same({"labels": data_set.labels.digest(), "chips": data_set.digest})
+    n, height, width, _ = data_set.chips.shape
+    print(f"{root}: {n} chips of {height}x{width}, {len(data_set.labels.classes)} labels, ready")
+    return data_set
 
 
 def _obtain(config: ConfigDict, root: Path) -> None:
     try:
-        with locked(Path(config.data.cache)):  # not in root, which may be complete and read-only
+        with lock_folder(Path(config.data.cache)):  # root may be read-only
             _fill(config, root)
     except OSError as error:
         raise BadInput(f"config.data.root = {root}: cannot be filled ({error})") from error
 
 
 def _fill(config: ConfigDict, root: Path) -> None:
-    knobs = config.sample
+    options = config.sample
     if config.data.source == "kaggle":
-        competition.fetch(
+        kaggle.fetch(
             root,
             competition=config.data.kaggle_competition,
             mirror=config.data.kaggle_mirror,
             test=config.data.test_chips,
         )
     elif not (root / label_file.CSV).exists():
-        with progress("drawing chips", knobs.chips + knobs.test_chips, "chips") as advance:
+        with progress("drawing chips", options.chips + options.test_chips, "chips") as advance:
             sample.draw_sample(
-                root, knobs.chips, knobs.test_chips, knobs.seed, lambda *_: advance()
+                root, options.chips, options.test_chips, options.seed, lambda *_: advance()
             )
 
 
@@ -93,7 +93,7 @@ def _stage(config: ConfigDict, *, trained: bool = False) -> Stage:
     elif config.init_from:
         checkpoint.require(Path(config.init_from), "latest", newest=True)
     else:
-        hosts.of_first(lambda: imagenet.require(config.model.weights))
+        distributed.run_on_main(lambda: weights.require(config.model.weights))
     return Stage(config, prepare(config))
 
 
@@ -107,9 +107,9 @@ def train(config: ConfigDict, stage: Stage | None = None) -> None:
             stage = stage or _stage(config)
             (run / "history.png").unlink(missing_ok=True)  # of a run that was shorter then
             loop.train(stage, run)
-        if hosts.is_first() and not (run / "history.png").exists():
+        if distributed.is_main_process() and not (run / "history.png").exists():
             pictures.save(pictures.training_curves(run), run / "history.png")
-    print(hosts.of_first(lambda: tables.history_table(run)))
+    print(distributed.run_on_main(lambda: tables.history_table(run)))
     print(f"{run}: history.csv, steps.csv, history.png and checkpoints/ are there")
 
 
@@ -161,7 +161,7 @@ def lr_range(config: ConfigDict, stage: Stage | None = None) -> Figure:
     stage, run = stage or _stage(config), Path(config.workdir)
     lrs, losses = range_test.run(stage, stage.start_state())
     table = pd.DataFrame({"step": np.arange(len(lrs)), "lr": lrs, "loss": losses})
-    with replacing(run / "lr_range.csv") as temporary:
+    with atomic_file(run / "lr_range.csv") as temporary:
         table.to_csv(temporary, index=False)
     suggestions = range_test.suggest(lrs, losses) if len(lrs) >= range_test.FEWEST else ()
     figure = pictures.lr_range_curve(lrs, losses, suggestions)
@@ -175,24 +175,24 @@ def lr_range(config: ConfigDict, stage: Stage | None = None) -> Figure:
 
 
 def _trained_stages(config: ConfigDict, stage: Stage | None) -> list[Stage]:
-    """The stage of workdir's run, or one for each of config.score.runs."""
-    if not config.score.runs:
+    """The stage of workdir's run, or one for each of config.score.ensemble."""
+    if not config.score.ensemble:
         return [stage or _stage(config, trained=True)]
     _writable(Path(config.workdir))
-    members = [scoring.member_config(config, run) for run in config.score.runs]
+    members = [inference.member_config(config, run) for run in config.score.ensemble]
     data = stage.data if stage else prepare(config)
     return [Stage(member, data) for member in members]
 
 
 def evaluate(config: ConfigDict, stage: Stage | None = None) -> dict[str, Any]:
-    """Scores the run, or the average of score.runs, and compares the ways to decide on labels.
+    """Scores the run, or the average of score.ensemble, and compares the ways to decide on labels.
 
     Returns what it writes to metrics.json.
     """
     found = evaluation.evaluate(config, _trained_stages(config, stage))
     print(tables.evaluation(found))
     files = "metrics_train.json, chips_train.csv and mistakes_train.csv"
-    if found["rows"] == "valid":
+    if found["split"] == "valid":
         files = "metrics.json, decisions.json, chips.csv and mistakes.csv"
     print(f"{config.workdir}: {files} are there; {found['mistakes']} chips have a wrong label")
     return found
@@ -201,14 +201,14 @@ def evaluate(config: ConfigDict, stage: Stage | None = None) -> dict[str, Any]:
 def predict(config: ConfigDict, stage: Stage | None = None) -> pd.DataFrame:
     """Predicts every image of predict.folder (test-jpg by default); writes predictions.csv, which
     it returns, and on request the competition's submission.csv."""
-    files = predictions.chips(config)
-    hosts.agree({"config.predict.folder": [file.name for file in files]})
+    files = prediction.chips(config)
+    distributed.require_same({"config.predict.folder": [file.name for file in files]})
     order = submission.order(config, files) if config.predict.submission else []
-    table = predictions.predict(config, _trained_stages(config, stage), files)
+    table = prediction.predict(config, _trained_stages(config, stage), files)
     path = Path(config.workdir) / "predictions.csv"
     print(f"{path}: tags and probabilities of the {len(files)} chips of {files[0].parent}")
     if order:
-        predictions.write(path.with_name("submission.csv"), submission.rows(table, order))
+        prediction.write(path.with_name("submission.csv"), submission.rows(table, order))
         print(f"{path.with_name('submission.csv')}: the tags of {len(order)} chips, in its order")
     return table
 
@@ -217,7 +217,7 @@ def report(config: ConfigDict) -> None:
     """Writes report.html, one page of all that the run folder tells; computes nothing anew."""
     run, root = Path(config.workdir), Path(config.data.root)
     _writable(run)
-    for line in hosts.of_first(lambda: report_page.write(run, root)):
+    for line in distributed.run_on_main(lambda: report_page.write(run, root)):
         print(line)
     print(f"{run / report_page.FILE}: open it in a browser")
 
@@ -234,7 +234,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
 
     What is done stays done.
 
-    `overrides` (knobs named on the command line, as {"train.epochs": 1}) are set in every stage.
+    `overrides` (options named on the command line, as {"train.epochs": 1}) are set in every stage.
     """
     stages = [load(file) for file in config.stages]
     if not stages:
@@ -244,7 +244,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
     for stage_config in stages:
         stage_config.update_from_flattened_dict(dict(overrides))
         validate(stage_config)
-        hosts.agree(of_all_hosts(stage_config))
+        distributed.require_same(of_all_hosts(stage_config))
     last, runs = stages[-1], [Path(config.workdir) for config in stages]
     scored = [runs[-1] / "metrics.json", runs[-1] / "predictions.csv"]
     if last.predict.submission:
@@ -252,7 +252,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
     for config, run in zip(stages, runs, strict=True):
         done = loop.finished(config, run)
         wanted = run / "history.png", *(scored if config is last else ())
-        if done and hosts.of_first(lambda: all(path.exists() for path in wanted)):  # noqa: B023
+        if done and distributed.run_on_main(lambda: all(path.exists() for path in wanted)):  # noqa: B023
             print(f"{run}: this stage is finished")
             continue
         print(f"\n== {run}", flush=True)
@@ -268,7 +268,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
         if config is last:
             evaluate(config, stage)
             predict(config, stage)
-    print(hosts.of_first(lambda: f"\n{tables.journey_table(runs)}"))
+    print(distributed.run_on_main(lambda: f"\n{tables.journey_table(runs)}"))
     if last.data.source == "kaggle":
         print(f"\n{tables.NOTEBOOK}")
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
@@ -282,14 +282,14 @@ def _only_process_in(run: Path) -> Iterator[None]:
 
     Of a run that was refused before it began nothing stays.
     """
-    if not hosts.is_first():
+    if not distributed.is_main_process():
         yield
         return
     is_new = not run.exists()
     _writable(run)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(run, wait=False))
+            stack.enter_context(lock_folder(run, wait=False))
         except BlockingIOError:
             raise BadInput(f"config.workdir = {run}: another process trains there") from None
         try:
@@ -302,7 +302,7 @@ def _only_process_in(run: Path) -> Iterator[None]:
 
 def _writable(run: Path) -> None:
     """Refuses a folder that cannot be made or written to; leaves no trace of the trial."""
-    if not hosts.is_first():
+    if not distributed.is_main_process():
         return
     try:
         is_new = not run.exists()

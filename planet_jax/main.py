@@ -1,15 +1,15 @@
-"""`python -m planet_jax.main [COMMAND] --config FILE [--config.KNOB=VALUE ...]`
+"""`python -m planet_jax.main [COMMAND] --config FILE [--config.OPTION=VALUE ...]`
 
 Commands: those of `commands.COMMANDS`; train when none is named. Ends with 0 when done, 2 at what
 the user can mend, 143 when stopped by SIGTERM after saving, 130 by Ctrl-C, 1 at a failure.
 """
 
-from planet_jax import memory, stopping
+from planet_jax.runtime import memory, signals
 
 if __name__ == "__main__":
-    stopping.hold()
+    signals.hold()
     memory.tune()
-    stopping.install()  # before the imports, which take seconds
+    signals.install()  # before the imports, which take seconds
 
 import os
 import sys
@@ -22,10 +22,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from planet_jax import commands, config, hosts
-from planet_jax.errors import BadInput, RunFailed, lacking, nearest
+from planet_jax import commands, config
+from planet_jax.runtime import distributed
+from planet_jax.runtime.errors import BadInput, RunFailed, did_you_mean, resource_error
 
-FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its knobs")
+FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its options")
 TARGET = flags.DEFINE_string("target", "", "of preflight: v5e:2x4, h100:8, ...")
 JSON = flags.DEFINE_boolean("json", False, "of preflight: figures for tools")
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
@@ -55,25 +56,25 @@ def main(argv: list[str]) -> None:
         command, *others = argv[1:] or ["train"]
         if command not in commands.COMMANDS or others:
             wrong = " ".join(others) or command
-            raise BadInput(f"{wrong} is no command; {nearest(wrong, commands.COMMANDS)}")
+            raise BadInput(f"{wrong} is no command; {did_you_mean(wrong, commands.COMMANDS)}")
         if FLAG.value is None:
             raise BadInput("--config is missing; try --config configs/smoke.py")
         config.validate(FLAG.value)
-        hosts.start(FLAG.value.hosts, finishes_step=command in ("train", "journey"))
-        hosts.agree({"the command": command, **config.of_all_hosts(FLAG.value)})
+        distributed.initialize(FLAG.value.hosts, finishes_step=command in ("train", "journey"))
+        distributed.require_same({"the command": command, **config.of_all_hosts(FLAG.value)})
         more = {
             "journey": {"overrides": config_flags.get_override_values(flags.FLAGS["config"])},
             "preflight": {"target": TARGET.value, "as_json": JSON.value},
         }
         commands.COMMANDS[command](FLAG.value, **more.get(command, {}))
-        hosts.finish()
+        distributed.barrier()
     except (BadInput, RunFailed) as error:
         end(error, 2 if isinstance(error, BadInput) else 1)
     except SystemExit as stop:
-        hosts.end(stop.code, "was stopped")
+        distributed.end(stop.code, "was stopped")
         raise
     except Exception as error:
-        if (line := lacking(error)) is None:
+        if (line := resource_error(error)) is None:
             raise
         end(line, 2)
 
@@ -97,7 +98,7 @@ def end(message: object, status: int) -> NoReturn:
     """Ends with one line."""
     line = " ".join(str(message).split())
     print("planet_jax:", line, file=sys.stderr)
-    hosts.end(status, f"ended: {line}")
+    distributed.end(status, f"ended: {line}")
     sys.exit(status)
 
 
@@ -105,4 +106,4 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse)
     finally:
-        stopping.ignore()
+        signals.ignore()

@@ -17,7 +17,7 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
-from planet_jax.model import classifier, imagenet, resnet
+from planet_jax.model import classifier, resnet, weights
 from planet_jax.train.stage import abstract_variables
 
 ROOT = Path(__file__).parents[1]
@@ -81,8 +81,8 @@ def formula_weights():
     }
     for path, leaf in flat.items():
         if path[1] == "backbone":
-            name = imagenet.torch_name(path)
-            shape = imagenet.to_torch_axes(path[-1], np.empty(leaf.shape, bool)).shape
+            name = weights.torch_name(path)
+            shape = weights.to_torch_axes(path[-1], np.empty(leaf.shape, bool)).shape
             state[name] = formula(name, shape)
     return state
 

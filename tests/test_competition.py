@@ -22,8 +22,8 @@ from pathlib import Path
 import kagglesdk.kaggle_env
 import pytest
 
-from planet_jax.data import competition
-from planet_jax.errors import BadInput
+from planet_jax.data import kaggle as downloads
+from planet_jax.runtime.errors import BadInput
 
 py7zr = pytest.importorskip("py7zr")
 
@@ -229,7 +229,7 @@ WHOLE_TEST = {
 def refused(root, **options):
     """The one line of a run that ends in BadInput."""
     with pytest.raises(BadInput) as caught:
-        competition.fetch(root, **options)
+        downloads.fetch(root, **options)
     line = str(caught.value)
     assert "\n" not in line
     return line
@@ -237,7 +237,7 @@ def refused(root, **options):
 
 def test_train_only(kaggle, tmp_path, capsys):
     root = tmp_path / "new" / "planet"
-    competition.fetch(root)
+    downloads.fetch(root)
     assert tree(root) == WHOLE
     assert {name for name, _ in kaggle.gets} == {"train_v2.csv.zip", "train-jpg.tar.7z"}
     out, err = capsys.readouterr()
@@ -248,19 +248,19 @@ def test_train_only(kaggle, tmp_path, capsys):
 
 
 def test_with_test_chips_then_nothing_to_do(kaggle, tmp_path):
-    competition.fetch(tmp_path, test=True)
+    downloads.fetch(tmp_path, test=True)
     assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("home")} == WHOLE_TEST
     calls = len(kaggle.calls)
-    competition.fetch(tmp_path, test=True)
+    downloads.fetch(tmp_path, test=True)
     assert len(kaggle.calls) == calls
 
 
 def test_downloads_only_what_is_missing(kaggle, tmp_path):
     root = tmp_path / "planet"
-    competition.fetch(root)
+    downloads.fetch(root)
     kaggle.gets.clear()
     shutil.rmtree(root / "train-jpg")
-    competition.fetch(root)
+    downloads.fetch(root)
     assert tree(root) == WHOLE
     assert {name for name, _ in kaggle.gets} == {"train-jpg.tar.7z"}
 
@@ -283,7 +283,7 @@ def test_spellings(kaggle, tmp_path, csv, inside, page):
     del files["train-jpg.tar.7z"]
     files[csv] = table(TRAIN) if inside is None else zip_of({inside: table(TRAIN)})
     kaggle.sources[SLUG], kaggle.page = files, page
-    competition.fetch(tmp_path / "planet")
+    downloads.fetch(tmp_path / "planet")
     assert tree(tmp_path / "planet") == WHOLE
 
 
@@ -306,7 +306,7 @@ def test_mirror(kaggle, tmp_path, capsys, chips_are, mirror_is):
     kaggle.gone = set()
     kaggle.sources[SLUG] = {n: c for n, c in FILES_OF_2017.items() if n not in names}
     kaggle.sources[MIRROR] = dict(FILES_OF_2017) if mirror_is == "archives" else loose()
-    competition.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
+    downloads.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
     assert tree(tmp_path / "planet") == WHOLE_TEST
     assert not (tmp_path / "planet" / ".downloads").exists()
     assert "train-jpg.tar.7z" in capsys.readouterr().err
@@ -316,7 +316,7 @@ def test_mirror(kaggle, tmp_path, capsys, chips_are, mirror_is):
 
 def test_competition_of_loose_chips(kaggle, tmp_path):
     kaggle.sources[SLUG] = loose("data")
-    competition.fetch(tmp_path / "planet", test=True)
+    downloads.fetch(tmp_path / "planet", test=True)
     assert tree(tmp_path / "planet") == WHOLE_TEST
 
 
@@ -324,16 +324,16 @@ def test_competition_of_loose_chips(kaggle, tmp_path):
 def test_mirror_alone_has_everything(kaggle, tmp_path, code):
     kaggle.refuse["ListDataFiles"] = (code, "no")
     kaggle.sources[MIRROR] = loose()
-    competition.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
+    downloads.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
     assert tree(tmp_path / "planet") == WHOLE_TEST
 
 
 def test_long_listings_are_not_read_to_the_end(kaggle, tmp_path, monkeypatch):
-    monkeypatch.setattr(competition, "MANY", 4)
+    monkeypatch.setattr(downloads, "MANY", 4)
     kaggle.page = 2
     kaggle.sources[SLUG] = {}
     kaggle.sources[MIRROR] = loose()
-    competition.fetch(tmp_path / "planet", mirror=MIRROR)
+    downloads.fetch(tmp_path / "planet", mirror=MIRROR)
     assert tree(tmp_path / "planet") == WHOLE
     assert [call for call, _ in kaggle.calls].count("ListDatasetFiles") == 2
 
@@ -359,7 +359,7 @@ def test_files_placed_by_hand(kaggle, tmp_path, by_hand):
             (root / "train_v2.csv.zip").write_bytes(zip_of({"train_v2.csv": table(TRAIN)}))
             (root / "train-jpg.tar.7z").write_bytes(archive_of("train-jpg", TRAIN))
     before = tree(root)
-    competition.fetch(root)
+    downloads.fetch(root)
     assert tree(root) == before | WHOLE  # the archive stays
     assert kaggle.calls == []
 
@@ -371,14 +371,14 @@ def test_all_test_chips_in_one_folder_by_hand(kaggle, tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     before = tree(root)
-    competition.fetch(root, test=True)
+    downloads.fetch(root, test=True)
     assert tree(root) == before
     assert kaggle.calls == []
 
 
 def test_incomplete_folder_by_hand(kaggle, tmp_path):
     root = tmp_path / "planet"
-    competition.fetch(root)
+    downloads.fetch(root)
     for i in (1, 3, 4, 5, 6):
         (root / "train-jpg" / f"train_{i}.jpg").unlink()
     line = refused(root)
@@ -406,7 +406,7 @@ def test_refusals(kaggle, tmp_path, call, code, expected):
     assert expected in refused(tmp_path / "planet")
     assert tree(tmp_path / "planet") == {}
     kaggle.refuse.clear()
-    competition.fetch(tmp_path / "planet")
+    downloads.fetch(tmp_path / "planet")
     assert tree(tmp_path / "planet") == WHOLE
 
 
@@ -433,7 +433,7 @@ def test_no_credentials(kaggle, tmp_path, monkeypatch, capsys):
 def test_access_token(kaggle, tmp_path, monkeypatch):
     monkeypatch.delenv("KAGGLE_KEY")
     monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_secret")
-    competition.fetch(tmp_path / "planet")
+    downloads.fetch(tmp_path / "planet")
     assert tree(tmp_path / "planet") == WHOLE
     kaggle.refuse["IntrospectToken"] = (404, "expired")
     assert "no Kaggle credentials, or expired" in refused(tmp_path / "other")
@@ -467,7 +467,7 @@ def test_broken_connection_is_continued_by_the_package(kaggle, tmp_path):
     root.mkdir()
     (root / "train_v2.csv").write_bytes(table(TRAIN))
     kaggle.breaks = 2
-    competition.fetch(root)
+    downloads.fetch(root)
     assert tree(root) == whole
     assert [start for _, start in kaggle.gets][1] > 2**20
 
@@ -481,7 +481,7 @@ def test_connection_that_stays_broken_is_continued_by_the_next_run(kaggle, tmp_p
     assert "run again to continue" in refused(root)
     assert not (root / "train-jpg").exists()
     kaggle.gets.clear()
-    competition.fetch(root)
+    downloads.fetch(root)
     assert tree(root) == whole
     assert kaggle.gets[-1][1] > 2**20
 
@@ -491,7 +491,7 @@ def test_part_of_another_version_is_not_continued(kaggle, tmp_path):
     kaggle.breaks = 7
     refused(tmp_path / "planet")
     kaggle.sources[SLUG] = dict(FILES_OF_2017)
-    competition.fetch(tmp_path / "planet")
+    downloads.fetch(tmp_path / "planet")
     assert tree(tmp_path / "planet") == WHOLE
 
 
@@ -504,7 +504,7 @@ def test_listed_size_differs(kaggle, tmp_path):
 @pytest.mark.parametrize("free", [0, 1000, 8000])
 def test_disk_too_small(kaggle, tmp_path, monkeypatch, free):
     usage = types.SimpleNamespace(free=free)
-    monkeypatch.setattr(competition.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage)
     root = tmp_path / "planet"
     line = refused(root)
     assert "0.00 GB are free" in line
@@ -616,7 +616,7 @@ def test_macos_files_are_left_out(kaggle, tmp_path):
     extra = {"._train-jpg": b"x", "train-jpg/._train_0.jpg": b"x", "train-jpg/.DS_Store": b"x"}
     content = seven_of({"train-jpg.tar": tar_of(extra | in_folder("train-jpg", TRAIN))})
     kaggle.sources[SLUG]["train-jpg.tar.7z"] = content
-    competition.fetch(tmp_path / "planet")
+    downloads.fetch(tmp_path / "planet")
     assert tree(tmp_path / "planet") == WHOLE
 
 
@@ -631,7 +631,7 @@ def test_flipped_bytes(tmp_path, seed):
     (tmp_path / "train_v2.csv").write_bytes(table(TRAIN))
     (tmp_path / "train-jpg.tar.7z").write_bytes(content)
     try:
-        competition.fetch(tmp_path)
+        downloads.fetch(tmp_path)
     except BadInput:
         assert not (tmp_path / "train-jpg").exists()
     else:
@@ -679,9 +679,9 @@ import kagglesdk.kaggle_env as env
 env._env_to_endpoint[env.KaggleEnv.PROD] = sys.argv[1]
 from kaggle.api.kaggle_api_extended import KaggleApi
 import py7zr
-from planet_jax.data import competition
+from planet_jax.data import kaggle as downloads
 print("go", flush=True)
-competition.fetch(pathlib.Path(sys.argv[2]))
+downloads.fetch(pathlib.Path(sys.argv[2]))
 """
 
 
@@ -719,6 +719,6 @@ def test_killed_at_any_moment(kaggle, tmp_path, seed, kills):
         found = tree(root)
         if (root / "train-jpg").exists():  # then it is whole
             assert {k: v for k, v in found.items() if k[0] != "."} == whole
-    competition.fetch(root)
+    downloads.fetch(root)
     assert tree(root) == whole
     assert not list(root.glob(".*"))

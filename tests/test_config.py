@@ -7,8 +7,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planet_jax import config as knobs
-from planet_jax.errors import BadInput
+from planet_jax import config as options
+from planet_jax.runtime.errors import BadInput
 
 STAGES = {
     "stage1": ((1e-2, 2e-2), True, 128, ""),
@@ -20,7 +20,7 @@ STAGES = {
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_have_the_notebooks_values(name):
-    config = knobs.load(str(ROOT / "configs" / f"{name}.py"))
+    config = options.load(str(ROOT / "configs" / f"{name}.py"))
     optim = config.optim
     found = (optim.lr, optim.freeze, config.data.size, config.init_from)
     assert found == STAGES[name]
@@ -30,9 +30,9 @@ def test_stages_have_the_notebooks_values(name):
 
 def test_every_shipped_config_is_valid():
     for path in (ROOT / "configs").glob("*.py"):
-        knobs.load(str(path))
+        options.load(str(path))
     for name in STAGES:
-        knobs.load(f"{ROOT / 'configs' / 'demo.py'}:{name}")
+        options.load(f"{ROOT / 'configs' / 'demo.py'}:{name}")
 
 
 @pytest.mark.parametrize(
@@ -48,48 +48,50 @@ def test_every_shipped_config_is_valid():
         ("optim.momentum", (0.9, 1.0), "two numbers between 0 and 1"),
         ("train.precision", "float16", "one of float32, bfloat16"),
         ("optim.weight_decay", float("nan"), "must be finite"),
-        ("optim.div", float("inf"), "must be finite"),
+        ("optim.div_factor", float("inf"), "must be finite"),
         ("workdir", " ", "a name, not empty"),
-        ("lr_range.low", 100.0, "must be below config.lr_range.high"),
+        ("lr_range.start_lr", 100.0, "must be below config.lr_range.end_lr"),
         ("init_from", "runs/base/../base", "init_from is config.workdir itself"),
     ],
 )
 def test_values_out_of_range_are_refused(name, value, message):
-    config = knobs.get_config()
+    config = options.get_config()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(BadInput) as caught:
-        knobs.validate(config)
+        options.validate(config)
     assert message in str(caught.value)
 
 
 def test_a_name_that_is_no_knob_is_refused_where_it_is_set(tmp_path):
     with pytest.raises(AttributeError):
-        knobs.get_config().optim.learning_rate = 1.0
+        options.get_config().optim.learning_rate = 1.0
     file = tmp_path / "mine.py"
     file.write_text(
         "from planet_jax.config import get_config as base\n"
         "def get_config():\n    config = base()\n    config.optim.lrr = 3\n    return config\n"
     )
     with pytest.raises(BadInput, match=r"mine\.py: failed with (Key|Attribute)Error.*lr"):
-        knobs.load(str(file))
+        options.load(str(file))
 
 
-@given(st.sampled_from(sorted(knobs.KNOBS)), st.text() | st.integers() | st.floats() | st.none())
+@given(
+    st.sampled_from(sorted(options.OPTIONS)), st.text() | st.integers() | st.floats() | st.none()
+)
 def test_any_value_is_taken_or_refused_by_name(name, value):
     try:
-        knobs.check(name, value)
+        options.check(name, value)
     except BadInput as error:
         message = str(error)
         assert message.startswith(f"config.{name} ")
         assert "\n" not in message
-    else:  # taken: of the default's type, finite, and within the knob's own rule
-        knob = knobs.KNOBS[name]
-        assert type(value) is type(knob.default) or (type(value), type(knob.default)) == (
+    else:  # taken: of the default's type, finite, and within the option's own rule
+        option = options.OPTIONS[name]
+        assert type(value) is type(option.default) or (type(value), type(option.default)) == (
             int,
             float,
         )
         assert value == value
-        assert knob.allowed(value)
+        assert option.allowed(value)
 
 
 REFUSED = {
@@ -97,9 +99,9 @@ REFUSED = {
     "two": (["train", "now", "--config", "configs/smoke.py"], "now is no command"),
     "no config": ([], "--config is missing; try --config configs/smoke.py"),
     "file": (["--config", "configs/smok.py"], "no such file; did you mean configs/smoke.py?"),
-    "knob": (
+    "option": (
         ["--config=configs/smoke.py", "--config.optim.lrr=3"],
-        "config.optim.lrr is no knob; did you mean optim.lr?",
+        "config.optim.lrr is no option; did you mean optim.lr?",
     ),
     "type": (["--config=configs/smoke.py", "--config.data.size=big"], "--config.data.size=big"),
     "range": (["--config=configs/smoke.py", "--config.data.size=1"], "must be at least 32"),

@@ -20,10 +20,10 @@ from test_results import SKY, write_run
 
 from planet_jax import commands
 from planet_jax.data.augment import render
-from planet_jax.errors import BadInput
-from planet_jax.files import damage_of
 from planet_jax.model.classifier import IMAGENET_MEAN, IMAGENET_STD
-from planet_jax.results import serving
+from planet_jax.results.export import function as serving
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import find_damage
 
 HIDDEN = ("planet_jax", "flax", "optax", "orbax", "safetensors", "pandas", "numba", "scipy.stats")
 ALONE = f"""
@@ -73,7 +73,7 @@ def test_the_example_alone_says_what_predict_says(run, tmp_path):
         assert json.loads(probabilities) == pytest.approx(
             {name: row[name] for name in list(row)[2:]}, abs=1e-6
         )
-    assert damage_of(run / "run" / "export") == ""
+    assert find_damage(run / "run" / "export") == ""
 
 
 @pytest.mark.parametrize(
@@ -168,17 +168,17 @@ def test_the_weights_are_the_runs(run):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "told"),
+    ("options", "told"),
     [
-        ({"score.runs": ("a",)}, "score.runs"),
-        ({"score.tta": "fastai"}, "score.tta = fastai"),
-        ({"score.decide": "expected_f2"}, "decides by thresholds"),
-        ({"score.decide": "per_class", "score.calibrate": True}, "score.calibrate"),
+        ({"score.ensemble": ("a",)}, "score.ensemble"),
+        ({"score.test_time_augmentation": "fastai"}, "score.test_time_augmentation = fastai"),
+        ({"score.decision_rule": "expected_f2"}, "decides by thresholds"),
+        ({"score.decision_rule": "per_class", "score.calibrate": True}, "score.calibrate"),
         ({"score.calibrate": True}, r"decisions\.json: not there; evaluate"),
     ],
 )
-def test_what_no_export_can_hold_is_refused(run, knobs, told):
+def test_what_no_export_can_hold_is_refused(run, options, told):
     before = (run / "run" / "export" / "model.json").read_bytes()
     with pytest.raises(BadInput, match=told):
-        commands.export(small_config(run, **knobs))
+        commands.export(small_config(run, **options))
     assert (run / "run" / "export" / "model.json").read_bytes() == before

@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from planet_jax import config as knobs
-from planet_jax.errors import BadInput
+from planet_jax import config as options
+from planet_jax.runtime.errors import BadInput
 from tests.faults import fuzz
 
 
@@ -29,7 +29,7 @@ def test_junk_is_taken_or_refused_in_one_line(target, tmp_path):
 )
 def test_values_that_fit_nowhere_are_refused(name, value):
     with pytest.raises(BadInput, match=f"config.{name} = "):
-        knobs.check(name, value)
+        options.check(name, value)
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT
 from test_loop import small_config
 
-from planet_jax import hosts
 from planet_jax.config import flatten, get_config, validate
-from planet_jax.errors import BadInput
+from planet_jax.runtime import distributed
+from planet_jax.runtime.errors import BadInput
 
 
 def start(command, n, env, output):
@@ -59,7 +59,7 @@ def last_line(path):
 # The watchers alone: children that join when all are there and then do as their argument says.
 CHILD = """
 import glob, os, signal, sys, time
-from planet_jax import watch
+from planet_jax.runtime import watch
 watch.PING, watch.LOST_AFTER = 0.2, 5.0
 i, n, port, deed = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 found = watch.child_line()
@@ -143,14 +143,14 @@ def test_all_end_in_order(tmp_path):
 
 
 def test_a_process_alone_needs_nobody():
-    assert hosts.is_first()
-    assert hosts.of_first(lambda: (1, "a")) == (1, "a")
-    assert not hosts.stop_asked()
-    hosts.agree({"any": 1})
+    assert distributed.is_main_process()
+    assert distributed.run_on_main(lambda: (1, "a")) == (1, "a")
+    assert not distributed.stop_requested()
+    distributed.require_same({"any": 1})
 
 
 @pytest.mark.parametrize(
-    ("knobs", "says"),
+    ("options", "says"),
     [
         ({"count": 2}, r"need config\.hosts\.coordinator"),
         ({"coordinator": "auto", "index": 1}, r"need config\.hosts\.coordinator"),
@@ -160,21 +160,21 @@ def test_a_process_alone_needs_nobody():
         ({"coordinator": "vm:8476"}, "index = 0 must be below"),
     ],
 )
-def test_the_knobs_of_hosts_make_sense_together(knobs, says):
+def test_the_knobs_of_hosts_make_sense_together(options, says):
     config = get_config()
-    config.hosts.update(knobs)
+    config.hosts.update(options)
     with pytest.raises(BadInput, match=says):
         validate(config)
 
 
 # The program itself.
-def program(folder, n, command, *more, devices=1, **knobs):
+def program(folder, n, command, *more, devices=1, **options):
     """Starts `command` in n processes of so many devices each, as the only run or as hosts.
 
     The network has one narrow block a layer, for the sake of time.
     """
     own = {"workdir": "run", "data.cache": "cache"}
-    flat = flatten(small_config(folder, **own | knobs))
+    flat = flatten(small_config(folder, **own | options))
     file = folder / "small.py"
     file.write_text(
         "from planet_jax.config import get_config as base\n"

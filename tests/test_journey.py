@@ -24,8 +24,8 @@ def test_journey(tmp_path, monkeypatch, capsys):
     for run, size, frozen in zip(runs, (64, 64, 128, 128), (True, False) * 2, strict=True):
         assert len(pd.read_csv(run / "history.csv")) == 1
         assert len(pd.read_csv(run / "steps.csv")) == 2  # 32 chips in batches of 16
-        knobs = json.loads((run / "config.json").read_text())["config"]
-        assert (knobs["data.size"], knobs["optim.freeze"]) == (size, frozen)
+        options = json.loads((run / "config.json").read_text())["config"]
+        assert (options["data.size"], options["optim.freeze"]) == (size, frozen)
         pictures = {"history.png", "show_batch.png"} | ({"lr_range.png"} if frozen else set())
         assert {path.name for path in run.glob("*.png")} == pictures
         for picture in pictures:

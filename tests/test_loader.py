@@ -3,8 +3,8 @@ import pytest
 from conftest import write_chips
 from PIL import Image
 
-from planet_jax.data import loader, planet
-from planet_jax.errors import BadInput
+from planet_jax.data import dataset, loader
+from planet_jax.runtime.errors import BadInput
 
 SETTINGS = {"size": 32, "batch_size": 8, "epochs": 3, "seed": 5, "augment": {}}
 ROWS = np.arange(28)
@@ -14,7 +14,7 @@ ROWS = np.arange(28)
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loader")
     root = write_chips(folder / "root", [f"a t{i}" for i in range(30)])
-    return planet.load(root, folder / "cache")
+    return dataset.load(root, folder / "cache")
 
 
 def batches(data, **changes):

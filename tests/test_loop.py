@@ -15,18 +15,19 @@ import pandas as pd
 import pytest
 from conftest import ROOT, needs_shared, write_chips
 
-from planet_jax import commands, stopping
+from planet_jax import commands
 from planet_jax.config import flatten, get_config
-from planet_jax.errors import BadInput, RunFailed, lacking
 from planet_jax.model import resnet
-from planet_jax.train import checkpoint, loop, records
+from planet_jax.runtime import signals
+from planet_jax.runtime.errors import BadInput, RunFailed, resource_error
+from planet_jax.train import checkpoint, log, loop
 from planet_jax.train.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("narrow_network")
 LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips to train on, 4 to validate: 5 steps an epoch
 
 
-def small_config(folder, **knobs):
+def small_config(folder, **options):
     config = get_config()
     config.workdir = str(folder / "run")
     config.data.root = str(folder / "root")
@@ -34,7 +35,7 @@ def small_config(folder, **knobs):
     config.data.size, config.data.batch_size = 32, 4
     config.model.weights = "random"
     config.train.epochs = 2
-    config.update_from_flattened_dict(knobs)
+    config.update_from_flattened_dict(options)
     if not (folder / "root").exists():
         write_chips(folder / "root", LABELS)
     return config
@@ -163,9 +164,11 @@ def test_a_changed_run_goes_on_when_forced_and_config_json_notes_it(trained, tmp
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
     change = {"optim.weight_decay": 0.02, "train.epochs": 3}
-    with pytest.raises(BadInput, match=r"set train\.force=True to go on"):
+    with pytest.raises(BadInput, match=r"set train\.allow_changes=True to go on"):
         commands.train(small_config(folder, workdir=str(run), **change))
-    commands.train(small_config(folder, workdir=str(run), **change, **{"train.force": True}))
+    commands.train(
+        small_config(folder, workdir=str(run), **change, **{"train.allow_changes": True})
+    )
     assert "goes on although optim.weight_decay, train.epochs changed" in capsys.readouterr().err
     noted = json.loads((run / "config.json").read_text())
     assert noted["forced"] == [
@@ -177,9 +180,11 @@ def test_a_changed_run_goes_on_when_forced_and_config_json_notes_it(trained, tmp
     assert meta["forced"] == noted["forced"]
     commands.train(small_config(folder, workdir=str(run), **change))  # it is the run's config now
     assert "this run is finished" in capsys.readouterr().out
-    with pytest.raises(BadInput, match=r"not even train\.force can go on"):
+    with pytest.raises(BadInput, match=r"not even train\.allow_changes can go on"):
         commands.train(
-            small_config(folder, workdir=str(run), **{"train.force": True, "data.batch_size": 8})
+            small_config(
+                folder, workdir=str(run), **{"train.allow_changes": True, "data.batch_size": 8}
+            )
         )
 
 
@@ -211,7 +216,7 @@ def test_a_disk_that_is_full_again_and_again_costs_nothing_that_was_saved(
     folder, _ = trained
     run = tmp_path / "run"
     config = small_config(folder, workdir=str(run), **{"train.save_minutes": 1e-9})
-    save, add = ocp.Checkpointer.save, records.Table.add
+    save, add = ocp.Checkpointer.save, log.Table.add
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -224,14 +229,14 @@ def test_a_disk_that_is_full_again_and_again_costs_nothing_that_was_saved(
 
     for owner, name, fails, saved in (
         (ocp.Checkpointer, "save", save_but_3, 2),
-        (records.Table, "add", add_but_6, 6),
+        (log.Table, "add", add_but_6, 6),
         (matplotlib.figure.Figure, "savefig", full, 10),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, fails)
             with pytest.raises((BadInput, OSError)) as caught:
                 commands.train(config)
-        assert "No space left" in (lacking(caught.value) or str(caught.value))
+        assert "No space left" in (resource_error(caught.value) or str(caught.value))
         assert checkpoint.read_meta(run, "latest")["step"] == saved
         assert not list(run.rglob(".tmp-*"))
     commands.train(config)
@@ -266,9 +271,9 @@ def test_a_signal_ends_even_the_start_with_one_line(tmp_path, how, status):
     ],
 )
 def test_what_the_machine_lacks_is_one_line(error, line):
-    assert line in lacking(error)
-    assert "\n" not in lacking(error)
-    assert lacking(ValueError("a bug")) is None
+    assert line in resource_error(error)
+    assert "\n" not in resource_error(error)
+    assert resource_error(ValueError("a bug")) is None
 
 
 def test_other_validation_chips_are_refused_by_evaluate(trained):
@@ -296,7 +301,7 @@ def start(config_file, *flags, command="train"):
 
 def config_file(folder):
     """`small_config` for a process of its own, which has one device and the same narrow network."""
-    knobs = flatten(small_config(folder, **{"train.save_every": 2}))
+    options = flatten(small_config(folder, **{"train.save_every": 2}))
     file = folder / "small.py"
     file.write_text(
         "from planet_jax.config import get_config as base\n"
@@ -304,7 +309,7 @@ def config_file(folder):
         f"resnet.STAGES, resnet.EXPANSION = {resnet.STAGES}, {resnet.EXPANSION}\n"
         "def get_config():\n"
         "    config = base()\n"
-        f"    config.update_from_flattened_dict({knobs!r})\n"
+        f"    config.update_from_flattened_dict({options!r})\n"
         "    return config\n"
     )
     return file
@@ -363,13 +368,13 @@ def test_scores_that_sigterm_cut_short_are_made_up_for(tmp_path, monkeypatch, cu
         epochs.append(len(epochs))
         if epochs[-1] == cut:
             signal.raise_signal(signal.SIGTERM)
-            raise stopping.Stopped(143)
+            raise signals.Stopped(143)
         return evaluate(stage, *given)
 
     config = small_config(tmp_path, workdir=str(tmp_path / "cut"), **{"train.save_every": 3})
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "evaluate", stopped)
-        with pytest.raises(stopping.Stopped):
+        with pytest.raises(signals.Stopped):
             commands.train(config)
     assert not loop.finished(config, tmp_path / "cut")
     runs = [tmp_path / "cut", tmp_path / "whole"]

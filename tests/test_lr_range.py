@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from conftest import needs_shared
 
-from planet_jax.errors import RunFailed
+from planet_jax.runtime.errors import RunFailed
 from planet_jax.train import lr_range
 
 

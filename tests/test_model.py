@@ -10,8 +10,7 @@ from conftest import SHARED, needs_shared
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import save_file
 
-from planet_jax.errors import BadInput
-from planet_jax.model import classifier, imagenet
+from planet_jax.model import classifier, weights
 from planet_jax.model.layers import (
     BatchNorm,
     Conv,
@@ -24,6 +23,7 @@ from planet_jax.model.layers import (
 )
 from planet_jax.model.resnet import Bottleneck, ResNet50
 from planet_jax.model.summary import layer_table
+from planet_jax.runtime.errors import BadInput
 
 
 @needs_shared
@@ -33,7 +33,7 @@ def test_resnet50_is_torchvisions(formula_weights, size):
         expected = dict(file)
     if f"logits_{size}" not in expected:
         pytest.skip(f"the reference has no {size} px")
-    params, batch_stats = imagenet.from_torchvision(formula_weights)
+    params, batch_stats = weights.from_torchvision(formula_weights)
     x = np.random.default_rng(size).standard_normal((2, size, size, 3)).astype(np.float32)
     variables = {"params": params, "batch_stats": batch_stats}
     apply = jax.jit(
@@ -294,43 +294,43 @@ def test_summary_is_fastais(reference):
 
 def test_weights_there_and_back():
     variables = classifier.init(5, 0)
-    state = imagenet.to_torchvision(variables)
+    state = weights.to_torchvision(variables)
     assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
     assert state["head.8.weight"].shape == (5, 512)
     body = {k: v for k, v in state.items() if not k.startswith("head.")}
-    params, batch_stats = imagenet.from_torchvision(body | {"bn1.num_batches_tracked": np.array(3)})
+    params, batch_stats = weights.from_torchvision(body | {"bn1.num_batches_tracked": np.array(3)})
     for tree, kind in ((params, "params"), (batch_stats, "batch_stats")):
         jax.tree.map(np.testing.assert_array_equal, tree, dict(variables[kind]["backbone"]))
 
 
 def test_weights_from_a_file_with_and_without_a_head(tmp_path):
     source, fresh = classifier.init(5, 0), classifier.init(5, 1)
-    state = imagenet.to_torchvision(source)
+    state = weights.to_torchvision(source)
     state["fc.weight"] = np.zeros((1000, 2048), np.float32)
     save_file(state, tmp_path / "whole.safetensors")
-    filled = imagenet.fill(fresh, str(tmp_path / "whole.safetensors"))
+    filled = weights.fill(fresh, str(tmp_path / "whole.safetensors"))
     jax.tree.map(np.testing.assert_array_equal, filled, source)
     body = {k: v for k, v in state.items() if not k.startswith("head.")}
     save_file(body, tmp_path / "body.safetensors")
-    filled = imagenet.fill(fresh, str(tmp_path / "body.safetensors"))
+    filled = weights.fill(fresh, str(tmp_path / "body.safetensors"))
     for kind in ("params", "batch_stats"):
         jax.tree.map(
             np.testing.assert_array_equal, filled[kind]["backbone"], source[kind]["backbone"]
         )
         jax.tree.map(np.testing.assert_array_equal, filled[kind]["head"], fresh[kind]["head"])
-    assert imagenet.fill(fresh, "random") is fresh
+    assert weights.fill(fresh, "random") is fresh
 
 
 def test_wrong_weights_are_all_named(tmp_path):
     variables = classifier.init(5, 0)
-    state = imagenet.to_torchvision(variables)
+    state = weights.to_torchvision(variables)
     del state["layer2.1.bn2.bias"]
     state["conv1.weight"] = np.zeros((64, 3, 3, 3), np.float32)
     state["layer9.weight"] = np.zeros(3, np.float32)
     state["bn1.bias"] = np.full(64, np.nan, np.float32)
     save_file(state, tmp_path / "wrong.safetensors")
     with pytest.raises(BadInput) as caught:
-        imagenet.fill(variables, str(tmp_path / "wrong.safetensors"))
+        weights.fill(variables, str(tmp_path / "wrong.safetensors"))
     for problem in (
         "layer2.1.bn2.bias is missing",
         "layer9.weight is not known",
@@ -341,7 +341,7 @@ def test_wrong_weights_are_all_named(tmp_path):
     (tmp_path / "none.safetensors").write_bytes(b"PK\x03\x04 no such thing")
     for file in ("none.safetensors", "absent.safetensors"):
         with pytest.raises(BadInput, match="cannot be read as safetensors"):
-            imagenet.fill(variables, str(tmp_path / file))
+            weights.fill(variables, str(tmp_path / file))
 
 
 def test_without_the_hub_the_way_out_is_named(monkeypatch, tmp_path):
@@ -353,4 +353,4 @@ def test_without_the_hub_the_way_out_is_named(monkeypatch, tmp_path):
     with pytest.raises(
         BadInput, match=r"model\.weights=imagenet: .* cannot be fetched .* to its path"
     ):
-        imagenet.fill({}, "imagenet")
+        weights.fill({}, "imagenet")

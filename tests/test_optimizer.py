@@ -7,6 +7,7 @@ import pytest
 from conftest import needs_shared
 
 from planet_jax.model.layers import BatchNorm
+from planet_jax.train.log import Smooth
 from planet_jax.train.optimizer import (
     adam,
     group_labels,
@@ -15,7 +16,6 @@ from planet_jax.train.optimizer import (
     one_cycle,
     split_frozen,
 )
-from planet_jax.train.records import Smooth
 from planet_jax.train.stage import abstract_variables
 
 

@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, SHARED, needs_shared, write_chips
 from PIL import Image
 
+from planet_jax.data import dataset
 from planet_jax.data import labels as label_file
-from planet_jax.data import planet
-from planet_jax.errors import BadInput
+from planet_jax.runtime.errors import BadInput
 
 
 @needs_shared
@@ -52,7 +52,7 @@ def test_labels_are_the_competitions():
 @pytest.mark.parametrize("decoded", [True, False])
 def test_real_chips_are_built_as_pillow_reads_them(tmp_path, decoded):
     root = SHARED / "data" / "ucmerced"
-    data = planet.load(root, tmp_path, decoded)
+    data = dataset.load(root, tmp_path, decoded)
     assert data.chips.shape == (1050, 256, 256, 3)
     rows = np.array([0, 3, 700, 1049])
     for row, chip in zip(rows, data.chips[rows], strict=True):
@@ -65,7 +65,7 @@ def test_real_cmyk_chips_are_read_as_pillow_converts_them():
     for path in sorted((SHARED / "data" / "planet" / "test-jpg").iterdir()):
         image = Image.open(path)
         assert image.mode == "CMYK"
-        chip = planet.decode_chip(path.read_bytes())
+        chip = dataset.decode_chip(path.read_bytes())
         np.testing.assert_array_equal(chip, np.asarray(image.convert("RGB")))
 
 
@@ -97,7 +97,7 @@ def test_bad_label_files_are_refused_in_one_line(tmp_path, case):
             content if isinstance(content, bytes) else content.encode()
         )
     with pytest.raises(BadInput) as caught:
-        planet.load(root, tmp_path / "cache")
+        dataset.load(root, tmp_path / "cache")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").rglob("chips.npy"))
@@ -120,7 +120,7 @@ def test_damaged_chips_are_counted_and_named(tmp_path):
     (root / "train-jpg" / "chip2.jpg").write_bytes(huge)
     named = "3 chips are damaged or no images: chip1.jpg, chip2.jpg, chip3.jpg"
     with pytest.raises(BadInput, match=named):
-        planet.load(root, tmp_path / "cache")
+        dataset.load(root, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("chips.npy"))
 
 
@@ -132,7 +132,7 @@ def test_odd_chips_and_labels_are_handled_with_a_notice(tmp_path, capsys):
     (folder / "chip2.jpg").write_bytes(encode(colour.convert("RGBA"), "png"))
     (folder / "chip3.jpg").write_bytes(encode(colour.resize((100, 90))))
     (folder / "extra.jpg").write_bytes(encode(colour))
-    data = planet.load(root, tmp_path / "cache")
+    data = dataset.load(root, tmp_path / "cache")
     assert data.chips.shape == (6, 64, 64, 3)
     assert data.labels.targets.tolist() == [[1, 0], [1, 1], [1, 0], [0, 1], [1, 0], [0, 0]]
     assert data.chips[2].mean((0, 1)) == pytest.approx([200, 100, 50], abs=2)
@@ -160,18 +160,18 @@ def test_a_subset_trains_on_named_chips_and_never_on_validation(tmp_path, capsys
 def test_built_once_and_again_when_a_chip_or_label_changes(tmp_path, capsys):
     root = write_chips(tmp_path / "root", ["a", "b"])
     cache = tmp_path / "cache"
-    planet.load(root, cache)
+    dataset.load(root, cache)
     assert "building" in capsys.readouterr().err
-    planet.load(root, cache)
+    dataset.load(root, cache)
     assert "building" not in capsys.readouterr().err
     chip = root / "train-jpg" / "chip1.jpg"
     chip.write_bytes(encode(Image.new("RGB", (64, 64), "white")))
-    data = planet.load(root, cache)
+    data = dataset.load(root, cache)
     assert "building" in capsys.readouterr().err
     assert data.chips[1].min() > 250
     csv = root / "train_v2.csv"
     csv.write_text(csv.read_text().replace("chip1,b", "chip1,a b"))
-    assert planet.load(root, cache).labels.targets.tolist() == [[1, 0], [1, 1]]
+    assert dataset.load(root, cache).labels.targets.tolist() == [[1, 0], [1, 1]]
     assert len(list(cache.rglob("chips.npy"))) == 1  # the builds before are gone
 
 
@@ -180,8 +180,8 @@ def test_a_build_that_is_killed_leaves_nothing_that_counts(tmp_path, kills):
     """SIGKILL at seeded moments of a build; then the build of one that was never killed."""
     root = write_chips(tmp_path / "root", ["a", "b"] * 150)
     program = (
-        "import sys; from pathlib import Path; from planet_jax.data import planet;"
-        "print('ready', flush=True); planet.load(Path(sys.argv[1]), Path(sys.argv[2]))"
+        "import sys; from pathlib import Path; from planet_jax.data import dataset;"
+        "print('ready', flush=True); dataset.load(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     cache, rng = tmp_path / "cache", np.random.default_rng(0)
     for _ in range(kills):
@@ -195,7 +195,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_counts(tmp_path, kills):
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    data = planet.load(root, cache)
-    untouched = planet.load(root, tmp_path / "other")
+    data = dataset.load(root, cache)
+    untouched = dataset.load(root, tmp_path / "other")
     np.testing.assert_array_equal(data.chips, untouched.chips)
     assert not list(cache.rglob(".tmp-*"))

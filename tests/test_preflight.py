@@ -10,11 +10,11 @@ from conftest import ROOT
 
 from planet_jax import commands
 from planet_jax.config import get_config
-from planet_jax.errors import BadInput
 from planet_jax.model import classifier
-from planet_jax.train import preflight
-from planet_jax.train.hardware import HARDWARE
-from planet_jax.train.preflight import Cost, TooLarge
+from planet_jax.preflight import compile as preflight
+from planet_jax.preflight.compile import Cost, TooLarge
+from planet_jax.preflight.hardware import HARDWARE
+from planet_jax.runtime.errors import BadInput
 from planet_jax.train.steps import create_state
 
 

@@ -18,21 +18,21 @@ from PIL import Image
 from planet_jax import commands
 from planet_jax.config import flatten, get_config
 from planet_jax.data.labels import read_labels
-from planet_jax.errors import BadInput
-from planet_jax.files import write_json
-from planet_jax.results import predictions
-from planet_jax.results.judged import Judged, chip_table, figures
-from planet_jax.train.records import HISTORY_COLUMNS, STEP_COLUMNS
+from planet_jax.results import predict
+from planet_jax.results.scores import Judged, chip_table, figures
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import write_json
+from planet_jax.train.log import HISTORY_COLUMNS, STEP_COLUMNS
 
 EVIL = "<script>document.title='owned'</script>"  # a label; one with a space would be two
 LABELS = ["clear primary", f"clear {EVIL}", "haze $x&quot;", "$x&quot; primary", "a\"b'c", ""] * 10
 EVIL_CHIP = '"><img src=http:x onerror=alert(1)>'
 
 
-def write_run(folder, init_from="", **knobs):
+def write_run(folder, init_from="", **options):
     """config.json, steps.csv and history.csv as training leaves them: 3 epochs of 8 steps."""
     config = get_config()
-    config.update_from_flattened_dict({"workdir": str(folder), "init_from": init_from, **knobs})
+    config.update_from_flattened_dict({"workdir": str(folder), "init_from": init_from, **options})
     about = {
         "config": flatten(config), "versions": {"jax": "1.2.3"}, "git_commit": "0123abc",
         "devices": ["TPU v5 lite"] * 4, "hosts": 2,
@@ -55,9 +55,9 @@ def config(tmp_path_factory):
     (root / "train-jpg" / "chip7.jpg").rename(root / "train-jpg" / f"{EVIL_CHIP}.jpg")
     table = pd.read_csv(root / "train_v2.csv", keep_default_na=False)
     table.replace({"image_name": {"chip7": EVIL_CHIP}}).to_csv(root / "train_v2.csv", index=False)
-    knobs = {"data.root": str(root), "optim.lr": (1e-3,), "train.epochs": 3}
-    write_run(folder / "one", **knobs)
-    config = write_run(folder / "two", str(folder / "one"), **knobs, **{"optim.freeze": False})
+    options = {"data.root": str(root), "optim.lr": (1e-3,), "train.epochs": 3}
+    write_run(folder / "one", **options)
+    config = write_run(folder / "two", str(folder / "one"), **options, **{"optim.freeze": False})
     for run in ("one", "two"):
         lrs = 10 ** np.linspace(-7, 0, 60)
         curve = pd.DataFrame({"step": range(60), "lr": lrs, "loss": (np.log10(lrs) + 3) ** 2 + 1})
@@ -66,10 +66,10 @@ def config(tmp_path_factory):
     labels = read_labels(root)
     rng, rows = np.random.default_rng(0), np.arange(len(LABELS))
     logits = rng.normal(4.0 * labels.targets - 2, 3)
-    config.score.resamples, config.score.tta = 20, "dihedral"
+    config.score.resamples, config.score.test_time_augmentation = 20, "dihedral"
     judged = Judged(config, logits, labels.targets, labels.classes)
     write_json(folder / "two" / "metrics.json", figures(judged))
-    predictions.write(folder / "two" / "chips.csv", chip_table(judged, labels, rows))
+    predict.write(folder / "two" / "chips.csv", chip_table(judged, labels, rows))
     commands.report(config)
     return config
 
@@ -132,14 +132,14 @@ def test_its_commands_are_the_runs_themselves(config, path, monkeypatch):
         values = flags.FlagValues()
         flag = config_flags.DEFINE_config_file("config", flag_values=values)
         command[command.index("configs/base.py")] = str(ROOT / "configs" / "base.py")
-        monkeypatch.setattr("sys.argv", command[3:])  # where it looks for the knobs
+        monkeypatch.setattr("sys.argv", command[3:])  # where it looks for the options
         values(command[3:])
         about = f"{config.workdir}/../{run}/config.json"
         with open(about) as file:
-            knobs = json.load(file)["config"]
-        if command[3] == "evaluate":  # by other knobs than the run was trained with
-            knobs |= {"score.resamples": 20, "score.tta": "dihedral"}
-        assert json.loads(json.dumps(flatten(flag.value))) == knobs
+            options = json.load(file)["config"]
+        if command[3] == "evaluate":  # by other options than the run was trained with
+            options |= {"score.resamples": 20, "score.test_time_augmentation": "dihedral"}
+        assert json.loads(json.dumps(flatten(flag.value))) == options
 
 
 def test_a_part_that_lacks_something_says_how_to_get_it(config, tmp_path, capsys):

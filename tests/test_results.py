@@ -14,8 +14,8 @@ from planet_jax import commands
 from planet_jax.config import flatten
 from planet_jax.data import loader
 from planet_jax.data.labels import read_labels, split
-from planet_jax.errors import BadInput
-from planet_jax.results import scoring
+from planet_jax.results import inference
+from planet_jax.runtime.errors import BadInput
 from planet_jax.train import checkpoint
 from planet_jax.train.stage import Stage
 
@@ -27,11 +27,11 @@ def write_run(config):
     stage = Stage(config, commands.prepare(config))
     weights = checkpoint.to_host(stage.start_state().variables)
     variables = checkpoint.from_host(weights, stage.start_state().variables, "here")
-    source = scoring.rows_source(stage.train_rows)(stage, None)
+    source = inference.rows_source(stage.train_rows)(stage, None)
     logits = stage.logits(variables, source, len(stage.train_rows), "scaling")
     weights["params/head/linear2/kernel"] /= logits.std()
     meta = {
-        "step": 8, "steps": 8, "first_epoch": 0, "config": flatten(config),
+        "step": 8, "steps": 8, "epoch_offset": 0, "config": flatten(config),
         "classes": list(stage.data.labels.classes), **stage.rows_digests(),
     }  # fmt: skip
     with checkpoint.Checkpoints(Path(config.workdir)) as checkpoints:
@@ -92,34 +92,34 @@ def test_evaluate_tells_people_and_tools(run, stage, capsys):
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
-        {"score.decide": "per_class"},
-        {"score.decide": "expected_f2", "score.calibrate": True, "score.weather_rule": True},
+        {"score.decision_rule": "per_class"},
+        {"score.decision_rule": "expected_f2", "score.calibrate": True, "score.weather_rule": True},
     ],
 )
-def test_predict_decides_by_what_evaluate_fitted(run, stage, knobs):
-    commands.evaluate(small_config(run, **knobs), stage)
+def test_predict_decides_by_what_evaluate_fitted(run, stage, options):
+    commands.evaluate(small_config(run, **options), stage)
     stored = json.loads((run / "run" / "decisions.json").read_text())
-    knobs = knobs | {"predict.folder": str(run / "root" / "train-jpg")}
-    commands.predict(small_config(run, **knobs), stage)
+    options = options | {"predict.folder": str(run / "root" / "train-jpg")}
+    commands.predict(small_config(run, **options), stage)
     table = read(run / "run" / "predictions.csv")
     classes = list(stored["thresholds"])
     assert list(table.columns) == ["image_name", "tags", *classes]
     for row in table.to_dict("records"):
         tags = row["tags"].split()
-        if knobs["score.decide"] == "per_class":
+        if options["score.decision_rule"] == "per_class":
             assert tags == [c for c in classes if row[c] > stored["thresholds"][c]]
         else:
             assert len({"clear", "cloudy", "haze", "partly_cloudy"} & set(tags)) == 1
             assert tags == ["cloudy"] or "cloudy" not in tags
     with pytest.raises(BadInput, match=r"threshold was 0\.2 and is 0\.3; evaluate with these"):
-        commands.predict(small_config(run, **knobs | {"score.threshold": 0.3}), stage)
+        commands.predict(small_config(run, **options | {"score.threshold": 0.3}), stage)
 
 
 def test_training_on_the_misclassified_is_one_command(run, stage, tmp_path):
-    knobs = {"score.rows": "train", "score.threshold": 0.5}
-    commands.evaluate(small_config(run, **knobs), stage)
+    options = {"score.split": "train", "score.threshold": 0.5}
+    commands.evaluate(small_config(run, **options), stage)
     mistakes = run / "run" / "mistakes_train.csv"
     names = set(read(mistakes)["image_name"])
     assert len(names) >= 8
@@ -130,16 +130,16 @@ def test_training_on_the_misclassified_is_one_command(run, stage, tmp_path):
     next_stage = commands._stage(config)
     chosen = {next_stage.data.labels.names[row] for row in next_stage.train_rows}
     assert chosen == names
-    with pytest.raises(BadInput, match=r"names no chip that is trained on.*score\.rows=train"):
+    with pytest.raises(BadInput, match=r"names no chip that is trained on.*score\.split=train"):
         commands._stage(small_config(run, **{"data.subset": str(run / "run" / "chips.csv")}))
 
 
 def test_fastais_scheme_is_what_its_source_says(run):
     """0.4 plain + 0.6 of eight zoomed corners, four of them flipped, the training transforms on."""
-    config = small_config(run, **{"score.tta": "fastai", "data.decoded": False})
+    config = small_config(run, **{"score.test_time_augmentation": "fastai", "data.decoded": False})
     stage = Stage(config, commands.prepare(config))
-    source = scoring.rows_source(stage.valid_rows)
-    found = scoring.logits([stage], source, 8, "scoring")
+    source = inference.rows_source(stage.valid_rows)
+    found = inference.logits([stage], source, 8, "scoring")
     variables = stage.trained_variables()
     chips = stage.data.chips[stage.valid_rows]
 
@@ -169,7 +169,7 @@ def test_an_average_of_runs_takes_each_at_its_own_size(run, tmp_path):
         "b": small_config(run, workdir=other.workdir, **folder, **{"data.size": 64}),
         "both": small_config(
             run, workdir=str(tmp_path / "both"), **folder,
-            **{"score.runs": (str(run / "run"), other.workdir)},
+            **{"score.ensemble": (str(run / "run"), other.workdir)},
         ),
     }.items():  # fmt: skip
         commands.predict(config)
@@ -180,7 +180,7 @@ def test_an_average_of_runs_takes_each_at_its_own_size(run, tmp_path):
     commands.evaluate(config)
     assert json.loads((tmp_path / "both" / "metrics.json").read_text())["chips"] == 8
     elsewhere = small_config(run, workdir=str(tmp_path / "x"), **{"data.split_seed": 7})
-    elsewhere.score.runs = (str(run / "run"),)
+    elsewhere.score.ensemble = (str(run / "run"),)
     with pytest.raises(BadInput, match="with other chips, labels, split or subset"):
         commands.evaluate(elsewhere)
 

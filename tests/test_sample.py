@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from planet_jax.data import sample
-from planet_jax.errors import BadInput
+from planet_jax.runtime.errors import BadInput
 
 
 def files(root):

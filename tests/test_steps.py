@@ -12,10 +12,10 @@ import scipy.special
 from conftest import ROOT, write_chips
 
 from planet_jax.config import get_config
-from planet_jax.data import augment, planet
-from planet_jax.errors import BadInput
+from planet_jax.data import augment, dataset
 from planet_jax.model import classifier
 from planet_jax.model.layers import BATCH_AXIS, BatchNorm
+from planet_jax.runtime.errors import BadInput
 from planet_jax.train import lr_range
 from planet_jax.train.stage import Stage, check_batch
 from planet_jax.train.steps import (
@@ -222,7 +222,7 @@ def test_the_range_test_leaves_no_trace(tmp_path):
     config.data.root, config.model.weights = str(root), "random"
     config.data.size, config.data.batch_size = 32, 8
     config.lr_range.steps = 20
-    stage = Stage(config, planet.load(root, tmp_path / "cache"))
+    stage = Stage(config, dataset.load(root, tmp_path / "cache"))
     state = stage.start_state()
     before = jax.tree.map(np.array, state)
     lrs, losses = lr_range.run(stage, state)

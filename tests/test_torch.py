@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from planet_jax.model import imagenet
+from planet_jax.model import weights
 from planet_jax.model.resnet import ResNet50
 
 torch = pytest.importorskip("torch")
@@ -20,7 +20,7 @@ def test_any_size_is_torchvisions(formula_weights, size):
     body = torch.nn.Sequential(*list(model.children())[:-2])
     with torch.no_grad():
         expected = body(torch.tensor(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    params, batch_stats = imagenet.from_torchvision(formula_weights)
+    params, batch_stats = weights.from_torchvision(formula_weights)
     variables = {"params": params, "batch_stats": batch_stats}
     features = jax.jit(lambda v, x: ResNet50().apply(v, x, train=False))(variables, x)
     np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max())

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int, UInt8
 
-from planet_jax.errors import BadInput, first_few
-from planet_jax.progress import say
+from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.progress import notify
 
 CSV = "train_v2.csv"
 
@@ -60,7 +60,7 @@ def read_labels(root: Path) -> Labels:
     odd = sum(a != b or " ".join(t.split()) != t for a, b, t in zip(
         table["image_name"], names, table["tags"], strict=True))  # fmt: skip
     if odd:
-        say(f"{path}: {odd} rows have spaces where none belong; they are ignored")
+        notify(f"{path}: {odd} rows have spaces where none belong; they are ignored")
     classes = sorted(set().union(*rows))
     if not classes:
         raise BadInput(f"{path}: no row has a tag; there is nothing to learn")
@@ -117,8 +117,8 @@ def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[
     if len(chosen) == 0:
         raise BadInput(
             f"config.data.subset = {file}: names no chip that is trained on; "
-            "evaluate lists mistakes that can be with score.rows=train"
+            "evaluate lists mistakes that can be with score.split=train"
         )
     if len(chosen) < len(names):
-        say(f"{file}: {len(names) - len(chosen)} of its chips validate and are not trained on")
+        notify(f"{file}: {len(names) - len(chosen)} of its chips validate and are not trained on")
     return chosen

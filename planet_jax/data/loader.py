@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from planet_jax.data.augment import Augmentation, draw, render
-from planet_jax.data.planet import Chips, Dataset, decode_chip
-from planet_jax.errors import BadInput
+from planet_jax.data.dataset import Chips, Dataset, decode_chip
+from planet_jax.runtime.errors import BadInput
 
 Batch = dict[str, np.ndarray]
 PREFETCH = 4  # batches ready before they are asked for
@@ -42,10 +42,10 @@ class _TrainShares:
     """Element `step * hosts + host` is (epoch, positions in `chips` of that host's share)."""
 
     def __init__(
-        self, n: int, batch_size: int, epochs: int, first_epoch: int, seed: int, hosts: int
+        self, n: int, batch_size: int, epochs: int, epoch_offset: int, seed: int, hosts: int
     ) -> None:
         self.n, self.batch_size, self.seed, self.hosts = n, batch_size, seed, hosts
-        self.first_epoch = first_epoch
+        self.first_epoch = epoch_offset
         self.steps_per_epoch = n // batch_size  # the last short batch is dropped, as fastai does
         self.length = self.steps_per_epoch * epochs * hosts
         self.order = functools.lru_cache(2)(self._order)
@@ -74,7 +74,7 @@ def train_batches(
     epochs: int,
     seed: int,
     augment: dict[str, float] | None,
-    first_epoch: int = 0,
+    epoch_offset: int = 0,
     first_step: int = 0,
     share: Share = Share(),
     threads: int = 2,
@@ -82,7 +82,7 @@ def train_batches(
     """Augmented batches of the rows `chips` of `data`, from `first_step` to the last of `epochs`.
 
     Yields `{"chips": uint8 [b, size, size, 3], "targets": uint8 [b, classes]}` with b the host's
-    share of `batch_size`. Each epoch is shuffled anew; `first_epoch` is the number of the first, so
+    share of `batch_size`. Each epoch is shuffled anew; `epoch_offset` numbers the first, so
     that a stage does not see again what the stages before it saw. `augment` holds the keywords of
     `augment.draw`; None renders plainly.
     """
@@ -102,7 +102,7 @@ def train_batches(
             "targets": data.labels.targets[rows],
         }
 
-    source = _TrainShares(len(chips), batch_size, epochs, first_epoch, seed, share.hosts)
+    source = _TrainShares(len(chips), batch_size, epochs, epoch_offset, seed, share.hosts)
     return _iterate(source, share, make, threads, first_step)
 
 

@@ -15,7 +15,7 @@ import scipy.fft
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
-from planet_jax.errors import BadInput
+from planet_jax.runtime.errors import BadInput
 
 SIZE = 256  # pixels a side, about 3 m each
 CSV, FOLDERS = "train_v2.csv", ("train-jpg", "test-jpg")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from planet_jax.files import replacing
+from planet_jax.runtime.files import atomic_file
 
 SUGGESTIONS = ("Min numerical gradient", "Min loss divided by 10")  # as fastai prints them
 GRID: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.5}
@@ -19,7 +19,7 @@ GRID: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.5}
 
 def save(figure: Figure, path: Path) -> None:
     """Writes `figure` as PNG."""
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
 
 
@@ -68,15 +68,15 @@ def along(runs: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     `stage` is the run's place in the chain, and history's `end` the step that its epoch ended with.
     """
     tables: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
-    first_step = first_epoch = 0
+    first_step = epoch_offset = 0
     for stage, run in enumerate(runs):
         steps, history = pd.read_csv(run / "steps.csv"), pd.read_csv(run / "history.csv")
         ends = (history["epoch"] + 1) * len(steps) / max(len(history), 1) + first_step
         tables[0].append(steps.assign(step=steps["step"] + first_step, stage=stage))
         tables[1].append(
-            history.assign(epoch=history["epoch"] + first_epoch, end=ends, stage=stage)
+            history.assign(epoch=history["epoch"] + epoch_offset, end=ends, stage=stage)
         )
-        first_step, first_epoch = first_step + len(steps), first_epoch + len(history)
+        first_step, epoch_offset = first_step + len(steps), epoch_offset + len(history)
     return pd.concat(tables[0], ignore_index=True), pd.concat(tables[1], ignore_index=True)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 from ml_collections import ConfigDict
 
-from planet_jax.errors import BadInput, first_few
-from planet_jax.progress import say
+from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.progress import notify
 
 SAMPLE = "sample_submission_v2.csv"
 ROWS = 61_191
@@ -28,7 +28,7 @@ def order(config: ConfigDict, files: Sequence[Path]) -> list[str]:
     sample, names = Path(config.data.root) / SAMPLE, {file.stem for file in files}
     if not sample.exists():
         if len(names) != ROWS:
-            say(f"no {sample}, and {len(names)} chips: the competition asks for {ROWS}")
+            notify(f"no {sample}, and {len(names)} chips: the competition asks for {ROWS}")
         return sorted(names, key=_place)
     try:
         wanted = pd.read_csv(sample, dtype=str, keep_default_na=False)["image_name"].tolist()
@@ -40,7 +40,7 @@ def order(config: ConfigDict, files: Sequence[Path]) -> list[str]:
             "fetch them with config.data.test_chips=True, or name their folder in predict.folder"
         )
     if extra := len(names) - len(set(wanted)):
-        say(f"{extra} chips are not in {sample}; they are in predictions.csv alone")
+        notify(f"{extra} chips are not in {sample}; they are in predictions.csv alone")
     return wanted
 
 

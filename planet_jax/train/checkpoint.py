@@ -24,10 +24,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from planet_jax import hosts, memory
-from planet_jax.errors import BadInput, RunFailed, first_few, lacking
-from planet_jax.files import damage_of, flush, seal
-from planet_jax.progress import say
+from planet_jax.runtime import distributed, memory
+from planet_jax.runtime.errors import BadInput, RunFailed, first_few, resource_error
+from planet_jax.runtime.files import find_damage, flush, seal
+from planet_jax.runtime.progress import notify
 
 Flat = dict[str, np.ndarray]
 Meta = dict[str, Any]
@@ -81,7 +81,7 @@ class Checkpoints:
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / "checkpoints"
-        for left_over in self.folder.glob("*/.*") if hosts.is_first() else ():
+        for left_over in self.folder.glob("*/.*") if distributed.is_main_process() else ():
             shutil.rmtree(left_over, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._saving: Future[None] | None = None
@@ -99,7 +99,7 @@ class Checkpoints:
 
         The arrays must stay as they are. What goes wrong is raised later, by `raise_failure`.
         """
-        if not hosts.is_first():
+        if not distributed.is_main_process():
             return
         meta = {"format": FORMAT, "step": step, **meta}
         self._saving = self._thread.submit(self._write, step, dict(kinds), meta)
@@ -127,7 +127,7 @@ class Checkpoints:
         error = self._saving.exception()
         if error is not None:
             kept = "what was saved before is whole"
-            if line := lacking(error):
+            if line := resource_error(error):
                 raise BadInput(f"{self.folder}: cannot save; {kept}; {line}") from None
             raise RunFailed(f"{self.folder}: cannot save ({error}); {kept}") from error
 
@@ -142,9 +142,9 @@ class Checkpoints:
                     _write_whole(path, items, meta)
                     break
                 except Exception as error:
-                    if lacking(error) or not tries_left:
+                    if resource_error(error) or not tries_left:
                         raise
-                    say(f"{path}: not saved ({error}); tried again")
+                    notify(f"{path}: not saved ({error}); tried again")
             for left_over in path.parent.glob(".tmp-*"):  # Orbax's threads outlive a failed save
                 shutil.rmtree(left_over, ignore_errors=True)
             for old in _steps(path.parent)[:-KEEP]:
@@ -160,7 +160,7 @@ class Checkpoints:
         Raises:
           BadInput: there are some, and all are damaged.
         """
-        return hosts.of_first(self._latest)
+        return distributed.run_on_main(self._latest)
 
     def _latest(self) -> tuple[int, dict[str, Flat], Meta] | None:
         found = _newest(self.folder / "latest", ("weights", "optimizer"))
@@ -180,7 +180,7 @@ def read_weights(run: Path, kind: str, newest: bool = False) -> tuple[Flat, Meta
         damaged, though the one before it may be whole.
     """
     folder = run / "checkpoints" / kind
-    found = hosts.of_first(lambda: _newest(folder, ("weights",), newest))
+    found = distributed.run_on_main(lambda: _newest(folder, ("weights",), newest))
     if found is None:
         raise _none_of(run, kind)
     return found[1]["weights"], found[2]
@@ -193,7 +193,7 @@ def require(run: Path, kind: str, newest: bool = False) -> None:
       BadInput: as there.
     """
     folder = run / "checkpoints" / kind
-    if hosts.of_first(lambda: _newest(folder, (), newest)) is None:
+    if distributed.run_on_main(lambda: _newest(folder, (), newest)) is None:
         raise _none_of(run, kind)
 
 
@@ -204,7 +204,7 @@ def _none_of(run: Path, kind: str) -> BadInput:
 def read_meta(run: Path, kind: str) -> Meta | None:
     """What a run's newest whole `kind` checkpoint says of itself, or None when there is none."""
     folder = run / "checkpoints" / kind
-    found = hosts.of_first(lambda: _newest(folder, ()))
+    found = distributed.run_on_main(lambda: _newest(folder, ()))
     return found[2] if found else None
 
 
@@ -242,13 +242,13 @@ def _newest(
                     f"{error}; give that run's own command again, which makes it anew, or remove "
                     "this folder to start from the one before it"
                 ) from None
-            say(f"{error}; the one before it is used")
+            notify(f"{error}; the one before it is used")
     return None
 
 
 def _read(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Flat], Meta]:
     """The items `names`, and meta, of a checkpoint whose every byte is as it was written."""
-    if damage := damage_of(path):
+    if damage := find_damage(path):
         raise BadInput(f"{path}: this checkpoint is damaged: {damage}")
     args = {name: ocp.args.StandardRestore() for name in names}
     try:

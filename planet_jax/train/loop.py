@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from planet_jax import hosts, stopping
-from planet_jax.config import FREE_KNOBS, KNOBS, flatten
+from planet_jax.config import FREE_OPTIONS, OPTIONS, flatten
 from planet_jax.data.loader import Batch
-from planet_jax.errors import BadInput, RunFailed
-from planet_jax.files import write_json
-from planet_jax.progress import Advance, progress, say
+from planet_jax.runtime import distributed, signals
+from planet_jax.runtime.errors import BadInput, RunFailed
+from planet_jax.runtime.files import write_json
+from planet_jax.runtime.progress import Advance, notify, progress
 from planet_jax.train.checkpoint import Checkpoints, Flat, Meta, from_host, read_meta, to_host
-from planet_jax.train.records import Records, provenance
+from planet_jax.train.log import Records, provenance
 from planet_jax.train.stage import Stage, abstract_variables
 from planet_jax.train.steps import TrainState, create_state
 
@@ -32,20 +32,20 @@ def train(stage: Stage, run: Path) -> None:
     Writes checkpoints/, config.json, steps.csv and history.csv.
 
     Raises:
-      BadInput: the run was begun with other knobs, labels or another model; it cannot be saved.
+      BadInput: the run was begun with other options, labels or another model; it cannot be saved.
       RunFailed: the loss or a parameter is no longer finite; the last good checkpoint stays.
       Stopped: by SIGTERM, after a save.
     """
     with Checkpoints(run) as checkpoints:
         work = _Run(stage, run, checkpoints)
         with (
-            stopping.save_first(work.unsaved) as sigterm,
+            signals.save_first(work.unsaved) as sigterm,
             progress(str(run), stage.steps, "steps", done=work.step) as advance,
         ):
             while True:
                 if work.epoch_ended():
                     work.evaluate(sigterm)
-                if hosts.stop_asked():
+                if distributed.stop_requested():
                     sigterm.asked = True
                 if work.save_is_due() or (sigterm.asked and work.moved):
                     work.save()
@@ -55,15 +55,15 @@ def train(stage: Stage, run: Path) -> None:
                 work.take_step(advance)
                 checkpoints.raise_failure()
     if sigterm.asked:
-        say(f"{run}: SIGTERM after step {work.step}: saved; the same command goes on")
-        raise stopping.Stopped(stopping.SIGTERM_STATUS)
+        notify(f"{run}: SIGTERM after step {work.step}: saved; the same command goes on")
+        raise signals.Stopped(signals.SIGTERM_STATUS)
 
 
 def finished(config: ConfigDict, run: Path) -> bool:
     """Whether the run folder holds the last step of this very config, and its scores.
 
     Raises:
-      BadInput: it was begun with other knobs, and `train.force` does not say to go on.
+      BadInput: it was begun with other options, and `train.allow_changes` does not say to go on.
     """
     meta = read_meta(run, "latest")
     if meta is None:
@@ -74,22 +74,22 @@ def finished(config: ConfigDict, run: Path) -> bool:
 
 
 def _changes(meta: Meta, config: ConfigDict, run: Path) -> dict[str, Any]:
-    """The knobs that were others when the run was saved, as they were then.
+    """The options that were others when the run was saved, as they were then.
 
     Raises:
-      BadInput: there are some, and `train.force` does not say to go on.
+      BadInput: there are some, and `train.allow_changes` does not say to go on.
     """
     now = {name: _plain(value) for name, value in flatten(config).items()}
-    # A knob that is newer than the run had its default's effect.
-    before = {name: _plain(knob.default) for name, knob in KNOBS.items()} | meta["config"]
-    differing = [name for name in now if name not in FREE_KNOBS and before[name] != now[name]]
-    if differing and not config.train.force:
+    # A option that is newer than the run had its default's effect.
+    before = {name: _plain(option.default) for name, option in OPTIONS.items()} | meta["config"]
+    differing = [name for name in now if name not in FREE_OPTIONS and before[name] != now[name]]
+    if differing and not config.train.allow_changes:
         listed = "; ".join(
             f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing
         )
         raise BadInput(
-            f"{run} was begun with other knobs: {listed}; set workdir to a new folder, remove this "
-            "one to begin again, or set train.force=True to go on with the new knobs"
+            f"{run} was begun with other options: {listed}; set workdir to a new folder, remove this "
+            "one to begin again, or set train.allow_changes=True to go on with the new options"
         )
     return {name: before[name] for name in differing}
 
@@ -108,7 +108,7 @@ class _Run:
             self.step, items, meta = found
             self._check(meta)
             self.state = self._restore(items)
-            say(f"{run}: goes on after step {self.step} of {stage.steps}")
+            notify(f"{run}: goes on after step {self.step} of {stage.steps}")
         forced_now = self.provenance["forced"] != meta.get("forced", [])
         if forced_now or not (run / "config.json").exists():
             write_json(run / "config.json", self.provenance)
@@ -120,7 +120,7 @@ class _Run:
 
     def _check(self, meta: Meta) -> None:
         """Sees to it that the run may go on from this checkpoint, and how exactly it can."""
-        stage, force = self.stage, self.stage.config.train.force
+        stage, force = self.stage, self.stage.config.train.allow_changes
         changes, rows = _changes(meta, stage.config, self.run), stage.rows_digests()
         if force:
             changes |= {kind: meta[kind] for kind in rows if meta[kind] != rows[kind]}
@@ -128,7 +128,7 @@ class _Run:
             stage.check_rows(meta, self.run)
         if meta["steps_per_epoch"] != stage.steps_per_epoch or self.step > stage.steps:
             raise BadInput(
-                f"{self.run}: not even train.force can go on after step {self.step} of "
+                f"{self.run}: not even train.allow_changes can go on after step {self.step} of "
                 f"{meta['steps']}, {meta['steps_per_epoch']} an epoch, with {stage.steps} steps, "
                 f"{stage.steps_per_epoch} an epoch; set workdir to a new folder"
             )
@@ -136,10 +136,12 @@ class _Run:
             [{"after_step": self.step, "was": changes}] if changes else []
         )
         if changes:
-            say(f"{self.run}: train.force: goes on although {', '.join(changes)} changed")
+            notify(
+                f"{self.run}: train.allow_changes: goes on although {', '.join(changes)} changed"
+            )
         for name in ("versions", "devices"):
             if meta[name] != self.provenance[name]:
-                say(f"{self.run}: was begun with other {name}: equal to the bit it may not end")
+                notify(f"{self.run}: was begun with other {name}: equal to the bit it may not end")
 
     def _restore(self, items: dict[str, Flat]) -> TrainState:
         freeze = self.stage.config.optim.freeze
@@ -152,17 +154,17 @@ class _Run:
         epochs = self.step // self.stage.steps_per_epoch
         return self.step % self.stage.steps_per_epoch == 0 and epochs > self.records.epochs
 
-    def evaluate(self, sigterm: stopping.SaveFirst) -> None:
+    def evaluate(self, sigterm: signals.SaveFirst) -> None:
         """Scores the validation chips: a new row of history. SIGTERM leaves it to a later run."""
         self._settle()
         try:
             scores, _ = self.stage.evaluate(self.state.variables, lambda: sigterm.asked)
-        except stopping.Stopped:
+        except signals.Stopped:
             return
         epoch, loss = self.records.epochs, self.records.smooth.value
         self.is_best = self.records.add_epoch(**scores)
         figures = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        say(f"{self.run}: epoch {epoch}  train_loss {loss:.4f}  {figures}")
+        notify(f"{self.run}: epoch {epoch}  train_loss {loss:.4f}  {figures}")
 
     @property
     def moved(self) -> bool:
@@ -177,11 +179,11 @@ class _Run:
         """At the end of an epoch; after `train.save_every` steps or `train.save_minutes`."""
         if not self.moved:
             return False
-        knobs, minutes = self.stage.config.train, (time.monotonic() - self.saved_time) / 60
+        options, minutes = self.stage.config.train, (time.monotonic() - self.saved_time) / 60
         return (
             self.step % self.stage.steps_per_epoch == 0
-            or (knobs.save_every > 0 and self.step % knobs.save_every == 0)
-            or 0 < knobs.save_minutes <= minutes
+            or (options.save_every > 0 and self.step % options.save_every == 0)
+            or 0 < options.save_minutes <= minutes
         )
 
     def save(self) -> None:
@@ -204,7 +206,7 @@ class _Run:
         return {
             "steps": self.stage.steps,
             "steps_per_epoch": self.stage.steps_per_epoch,
-            "first_epoch": self.stage.first_epoch,
+            "epoch_offset": self.stage.epoch_offset,
             "classes": list(self.stage.data.labels.classes),
             **self.stage.rows_digests(),
             **self.provenance,

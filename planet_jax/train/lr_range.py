@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from planet_jax.errors import RunFailed
-from planet_jax.progress import progress
-from planet_jax.train.records import Smooth
+from planet_jax.runtime.errors import RunFailed
+from planet_jax.runtime.progress import progress
+from planet_jax.train.log import Smooth
 from planet_jax.train.stage import Stage
 from planet_jax.train.steps import TrainState
 
@@ -34,7 +34,7 @@ def run(stage: Stage, state: TrainState) -> tuple[Float[np.ndarray, " n"], Float
       RunFailed: the very first loss is not finite.
     """
     config = stage.config.lr_range
-    rates = range_rates(config.steps, config.low, config.high)
+    rates = range_rates(config.steps, config.start_lr, config.end_lr)
     batches = stage.train_batches(steps=config.steps)
     state = jax.tree.map(lambda leaf: np.array(leaf), state)  # the step donates what it is given
     smooth, losses, best = Smooth(), [], math.inf

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from planet_jax import hosts, stopping
+from planet_jax.data import dataset, loader
 from planet_jax.data import labels as label_file
-from planet_jax.data import loader, planet
-from planet_jax.errors import BadInput
-from planet_jax.model import classifier, imagenet
-from planet_jax.progress import progress, say
+from planet_jax.model import classifier, weights
+from planet_jax.runtime import distributed, signals
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.progress import notify, progress
 from planet_jax.score import metrics
 from planet_jax.train import checkpoint
 from planet_jax.train.optimizer import group_rates, one_cycle
@@ -49,7 +49,7 @@ class Stage:
       BadInput: no chip to validate, or a batch that the devices cannot share.
     """
 
-    def __init__(self, config: ConfigDict, data: planet.Dataset) -> None:
+    def __init__(self, config: ConfigDict, data: dataset.Dataset) -> None:
         self.config, self.data = config, data
         n = len(data.labels.names)
         self.train_rows, self.valid_rows = label_file.split(
@@ -61,13 +61,13 @@ class Stage:
             )
         self._check_sizes(n)
         self.model = classifier.build(
-            len(data.labels.classes), config.model.norm, config.train.precision
+            len(data.labels.classes), config.model.batch_norm, config.train.precision
         )
         self.steps_per_epoch = len(self.train_rows) // config.data.batch_size
         self.steps = self.steps_per_epoch * config.train.epochs
         optim = config.optim
         self.schedule = one_cycle(
-            self.steps, group_rates(optim.lr), optim.warm_up, optim.div, optim.final_div,
+            self.steps, group_rates(optim.lr), optim.pct_start, optim.div_factor, optim.final_div,
             optim.momentum,
         )  # fmt: skip
 
@@ -84,30 +84,30 @@ class Stage:
     def train_step(self) -> Callable[..., tuple[TrainState, Array]]:
         """The pmapped step; see `steps.make_train_step`."""
         optim = self.config.optim
-        return make_train_step(self.model, optim.freeze, optim.weight_decay, hosts.devices())
+        return make_train_step(self.model, optim.freeze, optim.weight_decay, distributed.devices())
 
     @functools.cached_property
     def predict_step(self) -> Callable[..., Array]:
         """The pmapped logits; see `steps.make_predict_step`."""
-        return make_predict_step(self.model, hosts.devices())
+        return make_predict_step(self.model, distributed.devices())
 
     @functools.cached_property
-    def first_epoch(self) -> int:
+    def epoch_offset(self) -> int:
         """Epochs are numbered along the chain of stages: each draws order, augmentation and dropout
         of its own, where a count from 0 would give every stage the same again."""
         own = checkpoint.read_meta(Path(self.config.workdir), "latest")
         if own:
-            return own["first_epoch"]
+            return own["epoch_offset"]
         if not self.config.init_from:
             return 0
         before = checkpoint.read_meta(Path(self.config.init_from), "latest")
-        return before["first_epoch"] + before["config"]["train.epochs"] if before else 0
+        return before["epoch_offset"] + before["config"]["train.epochs"] if before else 0
 
     @functools.cached_property
     def dropout_key(self) -> Key[Array, ""]:
         """The stage's key, into which the step folds its number."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(b"dropout"))
-        return jax.random.fold_in(key, self.first_epoch)
+        return jax.random.fold_in(key, self.epoch_offset)
 
     def start_state(self) -> TrainState:
         """The state before the first step: weights of `init_from`, or of `model.weights`."""
@@ -117,13 +117,13 @@ class Stage:
             flat, meta = checkpoint.read_weights(Path(config.init_from), "latest", newest=True)
             self._check_vocabulary(meta, config.init_from)
             if meta["valid_rows"] != self.rows_digests()["valid_rows"]:
-                say(
+                notify(
                     f"{config.init_from} kept other chips for validation: it may know some of these"
                 )
             variables = checkpoint.from_host(flat, variables, config.init_from)
         else:
             fresh = variables
-            variables = hosts.of_first(lambda: imagenet.fill(fresh, config.model.weights))
+            variables = distributed.run_on_main(lambda: weights.fill(fresh, config.model.weights))
         return create_state(variables, config.optim.freeze)
 
     def trained_variables(self, same_validation: bool = False) -> classifier.Variables:
@@ -181,7 +181,7 @@ class Stage:
             epochs=-(-steps // self.steps_per_epoch) or self.config.train.epochs,
             seed=self.config.seed,
             augment=augment if augment.pop("on") else None,
-            first_epoch=self.first_epoch,
+            epoch_offset=self.epoch_offset,
             first_step=first_step,
             share=host_share(),
             threads=data.threads,
@@ -200,7 +200,7 @@ class Stage:
             self.data, self.valid_rows, size=data.size, batch_size=data.batch_size,
             share=host_share(), threads=data.threads,
         )  # fmt: skip
-        batches = stopping.until(stop, batches)
+        batches = signals.until(stop, batches)
         logits = self.logits(variables, batches, len(self.valid_rows), "validating")
         targets = self.data.labels.targets[self.valid_rows]
         probabilities = metrics.sigmoid(logits)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from planet_jax.files import damage_of
-from planet_jax.watch import LOST_AFTER
+from planet_jax.runtime.files import find_damage
+from planet_jax.runtime.watch import LOST_AFTER
 from tests.faults import fuzz
 from tests.faults.runs import (
     CONFIG,
@@ -124,7 +124,7 @@ class Faults:
             checkpoint = folder / stage / "checkpoints" / kind / step
             newest = step == max((p.name for p in checkpoint.parent.iterdir()), key=int)
             what = damage(path, self.rng)
-            found = damage_of(checkpoint)
+            found = find_damage(checkpoint)
             if kind == "best":
                 command = "evaluate", f"--config={CONFIG}:{stage}", "--config.checkpoint=best"
                 ended = end(start(folder, *command))
@@ -234,11 +234,11 @@ class Faults:
         """
         folder, chips = self.new(), self.home / "many chips"
         make_chips(chips, 16)
-        knobs = {
+        options = {
             "data.root": chips, "train.epochs": -(-steps // 77), "train.save_every": 0,
             "workdir": folder / "long",
         }  # fmt: skip
-        flags = [f"--config.{name}={value}" for name, value in knobs.items()]
+        flags = [f"--config.{name}={value}" for name, value in options.items()]
         process = start(folder, "train", f"--config={CONFIG}:stage1", *flags)
         reader = ThreadPoolExecutor(1).submit(process.communicate)  # or its pipe would fill
         seen: list[tuple[int, float, int, int]] = []

@@ -18,12 +18,12 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from planet_jax import config as knobs
-from planet_jax import files
-from planet_jax.data import labels, planet
-from planet_jax.errors import BadInput
-from planet_jax.files import seal
-from planet_jax.model import imagenet
+from planet_jax import config as options
+from planet_jax.data import dataset, labels
+from planet_jax.model import weights as torchvision_weights
+from planet_jax.runtime import files
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import seal
 from planet_jax.train import checkpoint
 
 Rng = np.random.Generator
@@ -81,19 +81,19 @@ def value(rng: Rng) -> Any:
 
 
 def config(rng: Rng, folder: Path) -> None:
-    """A knob of junk, or a flag of it."""
-    name = rng.choice(sorted(knobs.KNOBS))
+    """A option of junk, or a flag of it."""
+    name = rng.choice(sorted(options.OPTIONS))
     if rng.random() < 0.2:
         name = "".join(rng.permutation(list(name)))
     if rng.random() < 0.5:
         letters = list(string.printable)
         text = "".join(rng.choice(letters, rng.integers(12)))
         flag = f"--{rng.choice(['config.', 'noconfig.', '', 'conf'])}{name}"
-        knobs.check_flags([flag, f"{flag}={text}", text, f"--config={text}.py"])
+        options.check_flags([flag, f"{flag}={text}", text, f"--config={text}.py"])
         return
-    made = knobs.get_config().unlock()
-    made.update_from_flattened_dict({}) if name not in knobs.KNOBS else None
-    flat = knobs.flatten(made) | {name: value(rng)}
+    made = options.get_config().unlock()
+    made.update_from_flattened_dict({}) if name not in options.OPTIONS else None
+    flat = options.flatten(made) | {name: value(rng)}
     section, _, last = name.rpartition(".")
     try:
         (made[section] if section else made)[last] = flat[name]
@@ -105,7 +105,7 @@ def config(rng: Rng, folder: Path) -> None:
         OverflowError,
     ):  # ml_collections' own refusal
         return
-    knobs.validate(made)
+    options.validate(made)
 
 
 def chip(rng: Rng, folder: Path) -> None:
@@ -116,7 +116,7 @@ def chip(rng: Rng, folder: Path) -> None:
     kind = {"RGB": "JPEG", "CMYK": "JPEG", "L": "PNG", "P": "PNG"}.get(mode, "TIFF")
     pixels.convert(mode).save(encoded, kind)
     try:
-        made = planet.decode_chip(mutate(encoded.getvalue(), rng), (16, 16))
+        made = dataset.decode_chip(mutate(encoded.getvalue(), rng), (16, 16))
     except ValueError:  # what its callers turn into a line
         return
     assert made.shape == (16, 16, 3)
@@ -129,7 +129,7 @@ def weights(rng: Rng, folder: Path) -> None:
     content = struct.pack("<Q", len(text)) + text + bytes(8)
     path = folder / "weights.safetensors"
     path.write_bytes(mutate(content, rng))
-    imagenet.fill({"params": {"backbone": {}, "head": {}}, "batch_stats": {}}, str(path))
+    torchvision_weights.fill({"params": {"backbone": {}, "head": {}}, "batch_stats": {}}, str(path))
 
 
 def damaged_checkpoint(rng: Rng, folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from planet_jax.results import gallery, page, score_pictures, tables
-from planet_jax.results.run_folder import Lacks, RunFolder
+from planet_jax.results import tables
+from planet_jax.results.report import gallery, html, score_pictures
+from planet_jax.results.report.run_folder import Lacks, RunFolder
 
 MOST_ROWS = 10  # of the tables of co-occurrence
 
@@ -17,20 +18,20 @@ def classes(run: RunFolder) -> str:
         f"F2 of each class, labels by {tables.way(metrics['decision'])}; lines: 95% intervals."
     )
     extremes = f" Best: {best}, {by_class[best]:.2f}. Worst: {worst}, {by_class[worst]:.2f}."
-    bars = page.figure(score_pictures.class_bars(metrics), caption, caption + extremes)
-    precise = page.figure(
+    bars = html.figure(score_pictures.class_bars(metrics), caption, caption + extremes)
+    precise = html.figure(
         score_pictures.class_bars(metrics, "average_precision"),
         "Average precision of each class, whatever the threshold; lines: 95% intervals.",
     )
     figures = tables.class_table(metrics["per_class"])
-    return page.side_by_side(bars, precise) + page.table(figures, index=True)
+    return html.side_by_side(bars, precise) + html.table(figures, index=True)
 
 
 def deciding(run: RunFolder) -> str:
     """F2 by threshold, and what every rule of deciding gains."""
     metrics = run.metrics("decisions", "threshold_curve")
     figures = [
-        page.figure(
+        html.figure(
             score_pictures.threshold_curve(metrics),
             "F2 by threshold. The best was chosen on these very chips, so it flatters.",
         )
@@ -42,9 +43,9 @@ def deciding(run: RunFolder) -> str:
             "What each rule gains over one threshold, fitted on other chips; lines: 95% intervals. "
             f"{len(gains) or 'None'} of them shown to gain."
         )
-        figures.append(page.figure(score_pictures.decision_bars(metrics), caption))
-        table = page.table(tables.decision_table(metrics["decisions"]))
-    return page.side_by_side(*figures) + table
+        figures.append(html.figure(score_pictures.decision_bars(metrics), caption))
+        table = html.table(tables.decision_table(metrics["decisions"]))
+    return html.side_by_side(*figures) + table
 
 
 def calibration(run: RunFolder) -> str:
@@ -55,7 +56,7 @@ def calibration(run: RunFolder) -> str:
         for kind, values in metrics["reliability"].items()
     ]
     caption = f"How often an entry is true, by its probability. {'; '.join(told)}."
-    return page.side_by_side(page.figure(score_pictures.reliability(metrics), caption))
+    return html.side_by_side(html.figure(score_pictures.reliability(metrics), caption))
 
 
 def co_occurrence(run: RunFolder) -> str:
@@ -68,18 +69,18 @@ def co_occurrence(run: RunFolder) -> str:
             f"Most often {swaps[0]['instead']} for {swaps[0]['missed']}: {swaps[0]['chips']} chips."
         )
         caption = f"Labels predicted in place of true ones. {most}"
-        parts.append(page.figure(score_pictures.swap_map(found), caption))
-        parts.append(page.table(pd.DataFrame(swaps[:MOST_ROWS])[["missed", "instead", "chips"]]))
+        parts.append(html.figure(score_pictures.swap_map(found), caption))
+        parts.append(html.table(pd.DataFrame(swaps[:MOST_ROWS])[["missed", "instead", "chips"]]))
     else:
-        parts.append(page.paragraph("No label was predicted in place of another."))
+        parts.append(html.paragraph("No label was predicted in place of another."))
     if pairs:
         rows = [
             {"pair": " + ".join(pair["labels"]), "true together": pair["true"],
              "predicted together": pair["predicted"]}
             for pair in pairs[:MOST_ROWS]
         ]  # fmt: skip
-        parts.append(page.table(pd.DataFrame(rows)))
-    return page.side_by_side(*parts)
+        parts.append(html.table(pd.DataFrame(rows)))
+    return html.side_by_side(*parts)
 
 
 def chips(run: RunFolder) -> str:

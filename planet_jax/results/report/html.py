@@ -23,8 +23,8 @@ def page(title: str, sections: Mapping[str, str]) -> str:
 
     Its policy lets no request out and no script run but report.js, whatever a label says.
     """
-    files = importlib.resources.files("planet_jax.results")
-    script = files.joinpath("report.js").read_text()
+    files = importlib.resources.files("planet_jax.results.report")
+    script = files.joinpath("script.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = {heading: re.sub(r"\W+", "-", heading.lower()) for heading in sections}
     contents = [f'<li><a href="#{name}">{escape(head)}</a></li>' for head, name in names.items()]
@@ -32,7 +32,7 @@ def page(title: str, sections: Mapping[str, str]) -> str:
         f'<section id="{names[heading]}">\n<h2>{escape(heading)}</h2>\n{html}\n</section>'
         for heading, html in sections.items()
     ]
-    return string.Template(files.joinpath("report.html").read_text()).substitute(
+    return string.Template(files.joinpath("template.html").read_text()).substitute(
         title=escape(title), contents="\n".join(contents), body="\n".join(body),
         script=script, script_hash=f"sha256-{digest}",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.data.labels import Labels
 from planet_jax.data.loader import random
-from planet_jax.results.predictions import joined_tags
+from planet_jax.results.predict import joined_tags
 from planet_jax.score import calibration, co_occurrence, decisions, intervals, metrics
 from planet_jax.score.decisions import Decision
 from planet_jax.score.metrics import Probabilities, Targets
@@ -56,7 +56,7 @@ class Judged:
         )
         self.fold = decisions.folds(random(config.seed, "folds", 0), n, config.score.folds)
         score = config.score
-        self.predicted = self.decide(score.decide, score.calibrate, score.weather_rule)
+        self.predicted = self.decide(score.decision_rule, score.calibrate, score.weather_rule)
         self.looked_at = self.calibrated if score.calibrate else self.probabilities
 
     @functools.cached_property
@@ -102,11 +102,11 @@ def figures(judged: Judged) -> dict[str, Any]:
     return {
         **{name: float(values.mean()) for name, values in chips.items()},
         "chips": len(targets),
-        "rows": score.rows,
+        "split": score.split,
         "threshold": score.threshold,
         "checkpoint": judged.config.checkpoint,
-        "tta": score.tta,
-        "runs": list(score.runs),
+        "test_time_augmentation": score.test_time_augmentation,
+        "ensemble": list(score.ensemble),
         "intervals": {
             "confidence": intervals.CONFIDENCE,
             "resamples": score.resamples,
@@ -137,7 +137,7 @@ def _decided(judged: Judged) -> dict[str, Any]:
     score = judged.config.score
     fbeta = metrics.fbeta_per_chip(judged.predicted, judged.targets > 0)
     return {
-        "rule": score.decide,
+        "rule": score.decision_rule,
         "calibrate": score.calibrate,
         "weather_rule": score.weather_rule,
         "fbeta": float(fbeta.mean()),

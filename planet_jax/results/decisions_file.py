@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from planet_jax.errors import BadInput
-from planet_jax.files import write_json
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import write_json
 from planet_jax.score.calibration import Calibration
 from planet_jax.score.decisions import Decision, Weather, weather_of
 from planet_jax.train import checkpoint
@@ -39,9 +39,9 @@ def provenance(config: ConfigDict, stages: Sequence[Stage]) -> dict[str, Any]:
         "checkpoint": config.checkpoint,
         "steps": [meta["step"] for meta in metas if meta],
         "sizes": [stage.config.data.size for stage in stages],
-        "tta": config.score.tta,
+        "test_time_augmentation": config.score.test_time_augmentation,
         "average": config.score.average,
-        "runs": list(config.score.runs),
+        "ensemble": list(config.score.ensemble),
         "threshold": config.score.threshold,
     }
 
@@ -67,8 +67,8 @@ def decision(config: ConfigDict, stages: Sequence[Stage]) -> Decision:
     classes, score = stages[0].data.labels.classes, config.score
     rule_of = weather(config, classes)
     thresholds = np.full(len(classes), float(score.threshold))
-    if score.decide != "per_class" and not score.calibrate:
-        return Decision(score.decide, thresholds, None, rule_of)
+    if score.decision_rule != "per_class" and not score.calibrate:
+        return Decision(score.decision_rule, thresholds, None, rule_of)
     path = Path(config.workdir) / FILE
     try:
         stored = json.loads(path.read_text())
@@ -81,12 +81,14 @@ def decision(config: ConfigDict, stages: Sequence[Stage]) -> Decision:
                      if before.get(k) != now[k]]:  # fmt: skip
         raise BadInput(
             f"{path}: fitted to other probabilities: {'; '.join(differing)}; "
-            "evaluate with these knobs first"
+            "evaluate with these options first"
         )
     calibration = Calibration(
         np.array([stored["calibration"][name]["slope"] for name in classes]),
         np.array([stored["calibration"][name]["intercept"] for name in classes]),
     )
-    if score.decide == "per_class":
+    if score.decision_rule == "per_class":
         thresholds = np.array([stored["thresholds"][name] for name in classes])
-    return Decision(score.decide, thresholds, calibration if score.calibrate else None, rule_of)
+    return Decision(
+        score.decision_rule, thresholds, calibration if score.calibrate else None, rule_of
+    )

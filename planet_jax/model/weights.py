@@ -15,9 +15,9 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from planet_jax.errors import BadInput
 from planet_jax.model.classifier import Variables
 from planet_jax.model.resnet import ResNet50
+from planet_jax.runtime.errors import BadInput
 
 HUB_REPO, HUB_FILE = "timm/resnet50.tv_in1k", "model.safetensors"
 HEAD = {"bn1": "head.2", "linear1": "head.4", "bn2": "head.6", "linear2": "head.8"}

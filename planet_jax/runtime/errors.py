@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class BadInput(Exception):
-    """A mistake in what the user gave: knob, file, folder, archive, label or weight.
+    """A mistake in what the user gave: option, file, folder, archive, label or weight.
 
     Its message is one line that says what is wrong, where, and what to do. `main` prints that
     line alone and ends with status 2.
@@ -16,7 +16,7 @@ class BadInput(Exception):
         super().__init__(" ".join(message.split()))
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The valid name that looks most like `name`, as the end of a sentence: 'did you mean x?'"""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
@@ -39,7 +39,7 @@ PLACES = {
 }  # fmt: skip
 
 
-def lacking(error: BaseException) -> str | None:
+def resource_error(error: BaseException) -> str | None:
     """One line on what the machine lacked (memory, room or rights on its disk), else None."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in PLACES:

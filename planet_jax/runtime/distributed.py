@@ -20,8 +20,8 @@ from jax._src import distributed  # the service's client has no public name; Orb
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from planet_jax import watch
-from planet_jax.errors import BadInput, first_few
+from planet_jax.runtime import watch
+from planet_jax.runtime.errors import BadInput, first_few
 
 T = TypeVar("T")
 FOREVER = 10**9  # milliseconds; a process that is lost ends the wait
@@ -32,7 +32,7 @@ _calls = itertools.count()  # every process makes the same calls in the same ord
 _asks = itertools.count(1)
 
 
-def start(knobs: ConfigDict, finishes_step: bool) -> None:
+def initialize(options: ConfigDict, finishes_step: bool) -> None:
     """Joins the processes of a run; the section `hosts` of a config says which. Before any jax.
 
     With `finishes_step`, SIGTERM at any process is kept for `stop_asked`.
@@ -42,7 +42,7 @@ def start(knobs: ConfigDict, finishes_step: bool) -> None:
       SystemExit: in the process that was started, once its child has ended.
     """
     global _count, _watcher
-    if not knobs.coordinator:
+    if not options.coordinator:
         return
     found = watch.child_line()
     if found is None:
@@ -52,12 +52,12 @@ def start(knobs: ConfigDict, finishes_step: bool) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", finishes_step)
     try:
-        if knobs.coordinator == "auto":
+        if options.coordinator == "auto":
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(knobs.coordinator, knobs.count, knobs.index)
+            jax.distributed.initialize(options.coordinator, options.count, options.index)
     except (ValueError, RuntimeError) as error:
-        raise BadInput(f"config.hosts.coordinator = {knobs.coordinator!r}: {error}") from error
+        raise BadInput(f"config.hosts.coordinator = {options.coordinator!r}: {error}") from error
     state = distributed.global_state
     _count = state.num_processes
     if state.process_id == 0:
@@ -70,7 +70,7 @@ def start(knobs: ConfigDict, finishes_step: bool) -> None:
     with _stdout_to(sys.stderr.fileno()):  # for gloo greets
         # While all are here: gloo lets nobody be 30 s late for a first collective.
         multihost_utils.sync_global_devices("planet_jax")
-    if not is_first():
+    if not is_main_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -90,12 +90,12 @@ def _stdout_to(handle: int) -> Iterator[None]:
         os.close(before)
 
 
-def are_several() -> bool:
+def is_multi_process() -> bool:
     """Whether the run has more processes than this."""
     return _count > 1
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process speaks and writes for all."""
     return _count == 1 or jax.process_index() == 0
 
@@ -105,7 +105,7 @@ def devices() -> list[jax.Device]:
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
-def of_first(make: Callable[[], T]) -> T:
+def run_on_main(make: Callable[[], T]) -> T:
     """What `make` gives in process 0, in every process: JSON and numpy arrays (tuples as lists).
 
     Its error is process 0's, and ends the others.
@@ -124,7 +124,7 @@ def of_first(make: Callable[[], T]) -> T:
         arrays.append(np.empty(content["shape of array"], content["dtype"]))
         return arrays[-1]
 
-    if is_first():
+    if is_main_process():
         value = make()
         _client().key_value_set(key, json.dumps(value, default=number))
     else:
@@ -135,12 +135,12 @@ def of_first(make: Callable[[], T]) -> T:
         firsts = multihost_utils.broadcast_one_to_all(mine)
         ends = np.cumsum([array.nbytes for array in arrays])
         for array, content in zip(arrays, np.split(firsts, ends[:-1]), strict=True):
-            if not is_first():
+            if not is_main_process():
                 array.reshape(-1).view(np.uint8)[:] = content
     return value
 
 
-def agree(mine: Mapping[str, Any]) -> None:
+def require_same(mine: Mapping[str, Any]) -> None:
     """Waits for all processes and sees to it that they hold the same.
 
     Raises:
@@ -161,7 +161,7 @@ def agree(mine: Mapping[str, Any]) -> None:
         raise BadInput(f"{who} and process 0 differ in {first_few(names)}; give all the same")
 
 
-def stop_asked() -> bool:
+def stop_requested() -> bool:
     """Whether SIGTERM has come to any process: the same answer in all, at the same call."""
     global _stopping
     if _watcher is None or not multihost_utils.reached_preemption_sync_point(next(_asks)):
@@ -171,9 +171,9 @@ def stop_asked() -> bool:
     return True
 
 
-def finish() -> None:
+def barrier() -> None:
     """Waits until every process has come so far."""
-    agree({})
+    require_same({})
 
 
 def end(status: object, text: str) -> None:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from planet_jax.errors import BadInput, nearest
 from planet_jax.model import classifier
-from planet_jax.train.hardware import HARDWARE, Hardware
+from planet_jax.preflight.hardware import HARDWARE, Hardware
+from planet_jax.runtime.errors import BadInput, did_you_mean
 from planet_jax.train.stage import check_batch
 from planet_jax.train.steps import create_state, make_predict_step, make_train_step
 
@@ -77,7 +77,7 @@ def find(target: str) -> Target:
     if kind not in HARDWARE:
         wrong = f"{kind} is no known kind of device" if kind else "--target is missing"
         raise BadInput(f"{wrong}, as in --target=v5e:2x4 or --target=h100:8; "
-                       f"{nearest(kind, HARDWARE)}")  # fmt: skip
+                       f"{did_you_mean(kind, HARDWARE)}")  # fmt: skip
     hardware = HARDWARE[kind]
     jax.config.update("jax_platforms", "cpu")  # or plugins look for their devices
     wheels = ("libtpu",) if hardware.platform == "tpu" else ("jax_plugins.xla_cuda12", "nvidia")
@@ -113,7 +113,7 @@ def _installed(module: str) -> bool:
 
 def steps(config: ConfigDict, classes: int) -> tuple[Step, Step]:
     """The train and the predict step of a config, to be lowered."""
-    model = classifier.build(classes, config.model.norm, config.train.precision)
+    model = classifier.build(classes, config.model.batch_norm, config.train.precision)
     variables = jax.eval_shape(lambda: classifier.init(classes, 0))
     state = jax.eval_shape(lambda v: create_state(v, config.optim.freeze), variables)
     number = jax.ShapeDtypeStruct((), jnp.float32)

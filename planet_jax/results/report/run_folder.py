@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from planet_jax.config import KNOBS
-from planet_jax.errors import BadInput
+from planet_jax.config import OPTIONS
+from planet_jax.runtime.errors import BadInput
 
 
 class Lacks(Exception):
@@ -42,11 +42,11 @@ class RunFolder:
 
     def began_from(self, folder: Path) -> Path | None:
         """The run whose weights this one started with."""
-        knobs = self.knobs(folder)
-        return Path(knobs["init_from"]) if knobs.get("init_from") else None
+        options = self.options(folder)
+        return Path(options["init_from"]) if options.get("init_from") else None
 
-    def knobs(self, folder: Path) -> dict[str, Any]:
-        """Every knob as a run had it."""
+    def options(self, folder: Path) -> dict[str, Any]:
+        """Every option as a run had it."""
         return dict(_read_json(folder / "config.json")["config"])
 
     def metrics(self, *names: str) -> dict[str, Any]:
@@ -59,24 +59,24 @@ class RunFolder:
         return found
 
 
-def command(name: str, knobs: dict[str, Any]) -> str:
-    """The command line that runs `name` with `knobs` and no config file but the base."""
+def command(name: str, options: dict[str, Any]) -> str:
+    """The command line that runs `name` with `options` and no config file but the base."""
     flags = [
-        f"--config.{knob}={tuple(value) if isinstance(value, list) else value}"
-        for knob, value in knobs.items()
-        if differs(knob, value)
+        f"--config.{option}={tuple(value) if isinstance(value, list) else value}"
+        for option, value in options.items()
+        if differs(option, value)
     ]
     start = ["python", "-m", "planet_jax.main", name, "--config", "configs/base.py"]
     return shlex.join([*start, *flags])
 
 
 def differs(name: str, value: Any) -> bool:
-    """Whether a knob, as config.json has it, is not at its default; one that is gone is not."""
-    return name in KNOBS and bool(value != as_json(KNOBS[name].default))
+    """Whether an option, as config.json has it, is not at its default; one that is gone is not."""
+    return name in OPTIONS and bool(value != as_json(OPTIONS[name].default))
 
 
 def as_json(value: Any) -> Any:
-    """A knob's value as JSON has it."""
+    """A option's value as JSON has it."""
     return list(value) if isinstance(value, tuple) else value
 
 

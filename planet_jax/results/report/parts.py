@@ -13,10 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from planet_jax.config import KNOBS
-from planet_jax.files import replacing
-from planet_jax.results import page, pictures, report_scores, score_pictures, tables
-from planet_jax.results.run_folder import Lacks, RunFolder, as_json, command, differs
+from planet_jax.config import OPTIONS
+from planet_jax.results import pictures, tables
+from planet_jax.results.report import html, score_parts, score_pictures
+from planet_jax.results.report.run_folder import Lacks, RunFolder, as_json, command, differs
+from planet_jax.runtime.files import atomic_file
 from planet_jax.train import lr_range
 
 FILE = "report.html"
@@ -36,15 +37,15 @@ def write(folder: Path, root: Path) -> list[str]:
             sections[heading] = part(run)
         except Lacks as lack:
             lacking.append(f"{heading}: {lack}")
-            sections[heading] = page.paragraph(str(lack), "lacks")
-    with replacing(folder / FILE) as temporary:
-        temporary.write_text(page.page(f"planet_jax: {folder}", sections), encoding="utf-8")
+            sections[heading] = html.paragraph(str(lack), "lacks")
+    with atomic_file(folder / FILE) as temporary:
+        temporary.write_text(html.page(f"planet_jax: {folder}", sections), encoding="utf-8")
     return lacking
 
 
 def summary(run: RunFolder) -> str:
-    """The scores, what was run, and the knobs that are not the defaults."""
-    knobs, history = run.knobs(run.folder), pd.read_csv(run.folder / "history.csv")
+    """The scores, what was run, and the options that are not the defaults."""
+    options, history = run.options(run.folder), pd.read_csv(run.folder / "history.csv")
     try:
         scores, note = _scores(run.metrics("fbeta", "intervals", "best_constant"), history)
     except Lacks as lack:
@@ -52,18 +53,18 @@ def summary(run: RunFolder) -> str:
         scores, note = {"F2, last epoch": last}, str(lack)
     scores |= {
         "stages": str(len(run.chain)),
-        "epochs of this stage": f"{len(history)} of {knobs['train.epochs']}",
-        "chips' size": f"{knobs['data.size']} px",
-        "batch": knobs["data.batch_size"],
-        "precision": knobs["train.precision"],
+        "epochs of this stage": f"{len(history)} of {options['train.epochs']}",
+        "chips' size": f"{options['data.size']} px",
+        "batch": options["data.batch_size"],
+        "precision": options["train.precision"],
     }
     rows = [
-        {"knob": name, "value": str(value), "default": str(as_json(KNOBS[name].default)),
-         "meaning": KNOBS[name].meaning}
-        for name, value in knobs.items() if differs(name, value)
+        {"option": name, "value": str(value), "default": str(as_json(OPTIONS[name].default)),
+         "meaning": OPTIONS[name].meaning}
+        for name, value in options.items() if differs(name, value)
     ]  # fmt: skip
-    title = "<h3>Knobs that are not at their defaults</h3>"
-    return page.facts(scores) + page.paragraph(note) + title + page.table(pd.DataFrame(rows))
+    title = "<h3>Options that are not at their defaults</h3>"
+    return html.facts(scores) + html.paragraph(note) + title + html.table(pd.DataFrame(rows))
 
 
 def _scores(metrics: dict[str, Any], history: pd.DataFrame) -> tuple[dict[str, str], str]:
@@ -84,7 +85,12 @@ def _scores(metrics: dict[str, Any], history: pd.DataFrame) -> tuple[dict[str, s
 
 def _of_other_weights(metrics: dict[str, Any], history: pd.DataFrame) -> bool:
     """Whether the run was trained further since it was evaluated, as far as one can see."""
-    if metrics["tta"] != "none" or metrics["runs"] or metrics["rows"] != "valid" or history.empty:
+    if (
+        metrics["test_time_augmentation"] != "none"
+        or metrics["ensemble"]
+        or metrics["split"] != "valid"
+        or history.empty
+    ):
         return False
     best = metrics["checkpoint"] == "best"
     expected = history["fbeta"].max() if best else history["fbeta"].iloc[-1]
@@ -95,14 +101,14 @@ def journey(run: RunFolder) -> str:
     """The notebook's table over all chained stages, and the curves."""
     names = " → ".join(folder.name for folder in run.chain)
     history = pd.read_csv(run.chain[-1] / "history.csv")
-    parts = [page.table(tables.journey(run.chain))]
+    parts = [html.table(tables.journey(run.chain))]
     before = run.began_from(run.chain[0])
     if before:
-        parts.append(page.paragraph(f"The first began from {before}, which is not here.", "lacks"))
+        parts.append(html.paragraph(f"The first began from {before}, which is not here.", "lacks"))
     last = history.iloc[-1] if len(history) else None
     ended = f" The last epoch ends at {last['valid_loss']:.4f}." if last is not None else ""
     score = f" The last epoch has F2 {last['fbeta']:.4f}." if last is not None else ""
-    curves = page.side_by_side(
+    curves = html.side_by_side(
         _curve(run, pictures.loss, f"Loss along {names}.", ended),
         _curve(run, pictures.rates, "Learning rates of the layer groups, and momentum."),
         _curve(run, pictures.scores, "Scores on the validation chips after each epoch.", score),
@@ -113,7 +119,7 @@ def journey(run: RunFolder) -> str:
 def _curve(run: RunFolder, draw: Callable[..., None], caption: str, more: str = "") -> str:
     figure = Figure(figsize=(score_pictures.WIDTH, 3.2), layout="tight")
     draw(figure.subplots(), *pictures.along(run.chain))
-    return page.figure(figure, caption, caption + more)
+    return html.figure(figure, caption, caption + more)
 
 
 def ranges(run: RunFolder) -> str:
@@ -131,10 +137,10 @@ def ranges(run: RunFolder) -> str:
         picture = pictures.lr_range_curve(lrs, losses, found)
         picture.set_size_inches(score_pictures.WIDTH, 3.2)
         caption = f"LR-range test before {folder.name}: {told or 'too short to suggest a rate'}."
-        figures.append(page.figure(picture, caption))
+        figures.append(html.figure(picture, caption))
     if not figures:
         raise Lacks("No stage has an lr_range.csv: `lr_range` writes it.")
-    return page.side_by_side(*figures)
+    return html.side_by_side(*figures)
 
 
 def batch(run: RunFolder) -> str:
@@ -148,28 +154,28 @@ def batch(run: RunFolder) -> str:
         flat.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
     flat.thumbnail((BATCH_WIDTH, 4 * BATCH_WIDTH))
     caption = f"The first 16 chips of the first batch of {path.parent.name}, with their labels."
-    html = page.image(flat, "Augmented chips in a grid, each under its labels")
-    return f"<figure>{html}<figcaption>{caption}</figcaption></figure>"
+    picture_html = html.image(flat, "Augmented chips in a grid, each under its labels")
+    return f"<figure>{picture_html}<figcaption>{caption}</figcaption></figure>"
 
 
 def speed(run: RunFolder) -> str:
     """Chips a second and the wait for input."""
     rows = []
     for folder in run.chain:
-        steps, knobs = pd.read_csv(folder / "steps.csv"), run.knobs(folder)
+        steps, options = pd.read_csv(folder / "steps.csv"), run.options(folder)
         rows.append(
             {
-                "stage": folder.name, "size": knobs["data.size"], "steps": len(steps),
+                "stage": folder.name, "size": options["data.size"], "steps": len(steps),
                 "chips/s (median)": f"{steps['images_per_second'].median():.1f}",
                 "input wait (mean)": f"{steps['input_wait'].mean():.1%}",
                 "seconds": f"{pd.read_csv(folder / 'history.csv')['time'].sum():.0f}",
             }
         )  # fmt: skip
-    figures = page.side_by_side(
+    figures = html.side_by_side(
         _curve(run, pictures.speed, "Chips a second, at each step."),
         _curve(run, pictures.input_wait, "Share of each step spent waiting for chips."),
     )
-    return page.table(pd.DataFrame(rows)) + figures
+    return html.table(pd.DataFrame(rows)) + figures
 
 
 def hardware(run: RunFolder) -> str:
@@ -181,7 +187,7 @@ def hardware(run: RunFolder) -> str:
         "processes": run.about.get("hosts", 1),
         **run.about["versions"],
     }
-    return page.facts(told)
+    return html.facts(told)
 
 
 def reproduce(run: RunFolder) -> str:
@@ -191,29 +197,31 @@ def reproduce(run: RunFolder) -> str:
         lines.append(f"git checkout {commit}")
     pins = [f"{name}=={version}" for name, version in run.about["versions"].items()]
     lines += [shlex.join(["pip", "install", *pins]), ""]
-    lines += [command("train", run.knobs(folder)) for folder in run.chain]
-    knobs = run.knobs(run.folder)
-    lines += ["", command("evaluate", knobs | _scoring(run)), command("report", knobs)]
-    told = "From the folder in which it was run; every knob that is not at its default is here:"
-    return page.paragraph(told) + page.commands(lines)
+    lines += [command("train", run.options(folder)) for folder in run.chain]
+    options = run.options(run.folder)
+    lines += ["", command("evaluate", options | _scoring(run)), command("report", options)]
+    told = "From the folder in which it was run; every option that is not at its default is here:"
+    return html.paragraph(told) + html.commands(lines)
 
 
 def _scoring(run: RunFolder) -> dict[str, Any]:
-    """The knobs by which the run was evaluated, which may not be those it was trained with."""
+    """The options by which the run was evaluated, which may not be those it was trained with."""
     try:
-        metrics = run.metrics("decision", "intervals", "threshold", "checkpoint", "tta", "runs")
+        metrics = run.metrics(
+            "decision", "intervals", "threshold", "checkpoint", "test_time_augmentation", "ensemble"
+        )
     except Lacks:
         return {}
     decision = metrics["decision"]
     return {
         "checkpoint": metrics["checkpoint"],
         "score.threshold": metrics["threshold"],
-        "score.decide": decision["rule"],
+        "score.decision_rule": decision["rule"],
         "score.calibrate": decision["calibrate"],
         "score.weather_rule": decision["weather_rule"],
         "score.resamples": metrics["intervals"]["resamples"],
-        "score.tta": metrics["tta"],
-        "score.runs": metrics["runs"],
+        "score.test_time_augmentation": metrics["test_time_augmentation"],
+        "score.ensemble": metrics["ensemble"],
     }
 
 
@@ -222,11 +230,11 @@ PARTS: dict[str, Callable[[RunFolder], str]] = {
     "Journey": journey,
     "Learning-rate range": ranges,
     "Augmented batch": batch,
-    "Classes": report_scores.classes,
-    "Decisions": report_scores.deciding,
-    "Calibration": report_scores.calibration,
-    "Co-occurrence": report_scores.co_occurrence,
-    "Chips": report_scores.chips,
+    "Classes": score_parts.classes,
+    "Decisions": score_parts.deciding,
+    "Calibration": score_parts.calibration,
+    "Co-occurrence": score_parts.co_occurrence,
+    "Chips": score_parts.chips,
     "Speed": speed,
     "Hardware and versions": hardware,
     "How to reproduce": reproduce,

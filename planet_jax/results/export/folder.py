@@ -14,37 +14,41 @@ import jax
 from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from planet_jax import hosts
-from planet_jax.errors import BadInput
-from planet_jax.files import replacing_folder, seal, write_json
-from planet_jax.model import imagenet
+from planet_jax.model import weights
 from planet_jax.model.classifier import Variables
-from planet_jax.results import fitted, serving
+from planet_jax.results import decisions_file
+from planet_jax.results.export import function as serving
+from planet_jax.runtime import distributed
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import atomic_folder, seal, write_json
 from planet_jax.score.decisions import Decision
 from planet_jax.train import checkpoint
 from planet_jax.train.stage import Stage
 
 FOLDER = "export"
-EXAMPLE = Path(__file__).with_name("serving_example.py")
+EXAMPLE = Path(__file__).with_name("example.py")
 
 
 def check(config: ConfigDict) -> None:
     """Refuses what does not go into a function of pixels and a threshold for each class.
 
     Raises:
-      BadInput: naming the knob.
+      BadInput: naming the option.
     """
     score, wrong = config.score, ""
-    if score.runs:
-        wrong = "score.runs: an export is of one run; give its config"
-    elif score.tta == "fastai":
-        wrong = "score.tta = fastai: these views are made as chips are loaded; take none, dihedral"
-    elif score.decide == "expected_f2" or score.weather_rule:
+    if score.ensemble:
+        wrong = "score.ensemble: an export is of one run; give its config"
+    elif score.test_time_augmentation == "fastai":
         wrong = (
-            "score.decide, score.weather_rule: an export decides by thresholds; "
-            "set score.decide to threshold or per_class, and score.weather_rule to False"
+            "score.test_time_augmentation = fastai: these views are made as chips are loaded; "
+            "take none or dihedral"
         )
-    elif score.decide == "per_class" and score.calibrate:
+    elif score.decision_rule == "expected_f2" or score.weather_rule:
+        wrong = (
+            "score.decision_rule, score.weather_rule: an export decides by thresholds; "
+            "set score.decision_rule to threshold or per_class, and score.weather_rule to False"
+        )
+    elif score.decision_rule == "per_class" and score.calibrate:
         wrong = "score.calibrate: thresholds of per_class meet probabilities as they come; unset it"
     if wrong:
         raise BadInput(f"config.{wrong}")
@@ -58,23 +62,23 @@ def export(config: ConfigDict, stage: Stage) -> Path:
     """
     check(config)
     path = Path(config.workdir) / FOLDER
-    decision, variables = fitted.decision(config, [stage]), stage.trained_variables()
-    hosts.of_first(lambda: _write(path, stage, variables, decision))
+    decision, variables = decisions_file.decision(config, [stage]), stage.trained_variables()
+    distributed.run_on_main(lambda: _write(path, stage, variables, decision))
     return path
 
 
 def _write(path: Path, stage: Stage, variables: Variables, decision: Decision) -> None:
     config = stage.config
-    average = config.score.average if config.score.tta == "dihedral" else ""
+    average = config.score.average if config.score.test_time_augmentation == "dihedral" else ""
     function = serving.exported(
         serving.serving_function(
             stage.model, variables, config.data.size, average, decision.calibration
         )
     )
     about = _about(stage, decision, function.calling_convention_version)
-    with replacing_folder(path) as folder:
-        weights = save(imagenet.to_torchvision(variables))
-        (folder / "model.safetensors").write_bytes(weights)
+    with atomic_folder(path) as folder:
+        tensors = save(weights.to_torchvision(variables))
+        (folder / "model.safetensors").write_bytes(tensors)
         (folder / "serving.bin").write_bytes(function.serialize())
         write_json(folder / "model.json", about)
         (folder / "README.md").write_text(_card(about))
@@ -94,7 +98,7 @@ def _about(stage: Stage, decision: Decision, calling_convention: int) -> dict[st
         "thresholds": dict(zip(classes, decision.thresholds.tolist(), strict=True)),
         "decision": decision.rule,
         "calibrated": decision.calibration is not None,
-        "views": config.score.tta,
+        "views": config.score.test_time_augmentation,
         "average": config.score.average,
         "input": {
             "chips": "uint8 [b, h, w, 3], RGB",
@@ -125,11 +129,11 @@ def _scores(stage: Stage) -> dict[str, Any] | None:
     """What `evaluate` found of these very probabilities, or None."""
     run = Path(stage.config.workdir)
     try:
-        whose = json.loads((run / fitted.FILE).read_text())["fitted_to"]
+        whose = json.loads((run / decisions_file.FILE).read_text())["fitted_to"]
         found = json.loads((run / "metrics.json").read_text())
     except FileNotFoundError:
         return None
-    if whose != json.loads(json.dumps(fitted.provenance(stage.config, [stage]))):
+    if whose != json.loads(json.dumps(decisions_file.provenance(stage.config, [stage]))):
         return None
     names = ("valid_loss", "accuracy_thresh", "fbeta")
     return {

@@ -27,9 +27,9 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from planet_jax.data.labels import CSV, Labels, read_labels
-from planet_jax.errors import BadInput, first_few
-from planet_jax.files import locked, replacing_folder
-from planet_jax.progress import progress, say
+from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.files import atomic_folder, lock_folder
+from planet_jax.runtime.progress import notify, progress
 
 FOLDER = "train-jpg"
 BUILD_VERSION = 2  # part of a build's fingerprint: raise it when what is built changes
@@ -68,9 +68,9 @@ def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
     home = cache / f"{root.resolve().name}-{_digest(str(root.resolve()))[:8]}"
     build = home / fingerprint
     try:
-        with locked(home):
+        with lock_folder(home):
             if not build.exists():
-                with replacing_folder(build) as folder:
+                with atomic_folder(build) as folder:
                     _build(labels, files, folder, decoded)
                 for other in home.iterdir():  # earlier builds of the same folder
                     if other.is_dir() and other != build:
@@ -98,7 +98,7 @@ def _chip_files(root: Path, labels: Labels) -> list[Path]:
         )
     extra = present - {f"{name}.jpg" for name in labels.names}
     if extra:
-        say(f"{folder}: {len(extra)} files have no row in {CSV} and are left aside")
+        notify(f"{folder}: {len(extra)} files have no row in {CSV} and are left aside")
     return [folder / f"{name}.jpg" for name in labels.names]
 
 
@@ -150,7 +150,7 @@ class Planet(tfds.core.GeneratorBasedBuilder):
 def _build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> None:
     """Writes the records, then decodes every one: to keep the pixels, and to find damage."""
     tfds.disable_progress_bar()
-    say(f"building {len(files)} chips into {folder.parent}")
+    notify(f"building {len(files)} chips into {folder.parent}")
     builder = Planet(labels=labels, files=files, data_dir=folder)
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints its own banner
         builder.download_and_prepare()
@@ -216,9 +216,9 @@ def _new_store(path: Path, shape: tuple[int, ...]) -> np.memmap:
 def _tell_modes(folder: Path, headers: list, size: tuple[int, int], other_size: int) -> None:
     modes = collections.Counter(h[1] for h in headers if h and h[1] != "RGB")
     if modes:
-        say(f"{folder}: {dict(modes)} chips are turned into RGB")
+        notify(f"{folder}: {dict(modes)} chips are turned into RGB")
     if other_size:
-        say(f"{folder}: {other_size} chips are resized to {size[0]}x{size[1]} as most are")
+        notify(f"{folder}: {other_size} chips are resized to {size[0]}x{size[1]} as most are")
 
 
 def decode_chip(encoded: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:

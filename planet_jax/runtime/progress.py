@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
-from planet_jax import hosts
+from planet_jax.runtime import distributed
 
 with warnings.catch_warnings():  # without ipywidgets the bar in a notebook is text: fine
     warnings.simplefilter("ignore", tqdm.TqdmWarning)
@@ -19,19 +19,19 @@ SECONDS_BETWEEN_LINES = 10.0
 Advance = Callable[..., None]  # advance(n=1, note="")
 
 
-def say(line: str) -> None:
+def notify(line: str) -> None:
     """Prints one line of news to stderr without tearing a bar that is on the screen.
 
     Of several processes only the first speaks.
     """
-    if hosts.is_first():
+    if distributed.is_main_process():
         tqdm.auto.tqdm.write(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Yields `advance(n=1, note="")`, to be called as `n` more of `total` units are done."""
-    if (sys.stderr.isatty() and hosts.is_first()) or "ipykernel" in sys.modules:
+    if (sys.stderr.isatty() and distributed.is_main_process()) or "ipykernel" in sys.modules:
         with tqdm.auto.tqdm(desc=what, total=total, initial=done, unit=f" {unit}") as bar:
 
             def advance_bar(n: int = 1, note: str = "") -> None:
@@ -48,7 +48,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advanc
         done += n
         now = time.monotonic()
         if done >= total or now - last >= SECONDS_BETWEEN_LINES:
-            say(f"{what}: {done}/{total} {unit}{'  ' + note if note else ''}")
+            notify(f"{what}: {done}/{total} {unit}{'  ' + note if note else ''}")
             last = now
 
     yield advance_line

@@ -17,7 +17,11 @@ from planet_jax.train import checkpoint
 from planet_jax.train.stage import Stage, host_share
 from planet_jax.train.steps import VIEWS, average_logits, make_predict_step
 
-OF_THE_RUN = ("data.size", "model.norm", "train.precision")  # each run of several keeps its own
+OF_THE_RUN = (
+    "data.size",
+    "model.batch_norm",
+    "train.precision",
+)  # a member's own
 
 
 class Source(Protocol):
@@ -37,7 +41,7 @@ def member_config(config: ConfigDict, run: str) -> ConfigDict:
     assert meta is not None  # or `require` had refused
     member = config.copy_and_resolve_references()
     own = {name: meta["config"][name] for name in OF_THE_RUN}
-    member.update_from_flattened_dict({**own, "workdir": run, "score.runs": ()})
+    member.update_from_flattened_dict({**own, "workdir": run, "score.ensemble": ()})
     return member
 
 
@@ -86,11 +90,11 @@ def _of_run(
     stage: Stage, variables: Variables, source: Source, n: int, what: str
 ) -> Float[np.ndarray, "n classes"]:
     score = stage.config.score
-    if score.tta == "dihedral":
+    if score.test_time_augmentation == "dihedral":
         step = make_predict_step(stage.model, average=score.average)
         return stage.logits(variables, source(stage, None), n, f"{what}, 8 views", step)
     plain = stage.logits(variables, source(stage, None), n, what)
-    if score.tta == "none":
+    if score.test_time_augmentation == "none":
         return plain
     views = [
         stage.logits(variables, _fastai_view(stage, source, n, i), n, f"{what}, view {i + 1} of 8")

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planet_jax import hosts
-from planet_jax.errors import first_few
+from planet_jax.runtime import distributed
+from planet_jax.runtime.errors import first_few
 
 SEAL = "digests.json"
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], every_host: bool = False) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str], every_host: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; a block that ends well renames it to `path`.
 
     The file is flushed to the disk before the rename, so that a power cut leaves the old file or
@@ -31,7 +31,7 @@ def replacing(path: str | os.PathLike[str], every_host: bool = False) -> Iterato
     `every_host`.
     """
     path = Path(path)
-    if not (every_host or hosts.is_first()):
+    if not (every_host or distributed.is_main_process()):
         with tempfile.TemporaryDirectory() as nowhere:
             yield Path(nowhere) / path.name
         return
@@ -42,7 +42,7 @@ def replacing(path: str | os.PathLike[str], every_host: bool = False) -> Iterato
     # The ending is kept, for it is how pandas, pillow and matplotlib choose a format.
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        with naming(path):
+        with add_path_to_errors(path):
             yield temporary
             flush(temporary)
             os.replace(temporary, path)
@@ -60,7 +60,7 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """A write that fails for want of room does not say where; here it learns to."""
     try:
         yield
@@ -81,7 +81,7 @@ def _is_running(process: str) -> bool:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Like `replacing`, for a folder that is not there yet; clears what a killed run left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+def lock_folder(folder: Path, wait: bool = True) -> Iterator[None]:
     """Keeps other processes out of the same folder; the lock goes with the process.
 
     Raises:
@@ -111,7 +111,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes `content` as indented JSON; a NaN is refused, since no other reader takes one."""
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(_json(content))
 
 
@@ -128,7 +128,7 @@ def seal(folder: Path) -> None:
     write_json(folder / SEAL, digests)
 
 
-def damage_of(folder: Path) -> str:
+def find_damage(folder: Path) -> str:
     """What is not as `seal` left it, in words; '' when every byte is."""
     try:
         text = (folder / SEAL).read_text()

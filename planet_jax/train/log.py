@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from planet_jax import hosts
 from planet_jax.config import flatten
-from planet_jax.errors import BadInput
-from planet_jax.files import naming, replacing
+from planet_jax.runtime import distributed
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import add_path_to_errors, atomic_file
 
 SMOOTHING = 0.98  # fastai's beta for the training loss
 STEP_COLUMNS = (
@@ -51,7 +51,7 @@ class Table:
         if text and not text.startswith(head):
             raise BadInput(f"{path}: the run was begun by another planet_jax, with other columns")
         self._parts = [text or head]
-        with replacing(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(self._parts[0])
 
     @property
@@ -69,8 +69,8 @@ class Table:
         """Appends a row; floats are written so that they read back the same."""
         row = ",".join(repr(value) for value in values) + "\n"
         self._parts.append(row)
-        if hosts.is_first():
-            with naming(self.path), self.path.open("a") as file:
+        if distributed.is_main_process():
+            with add_path_to_errors(self.path), self.path.open("a") as file:
                 file.write(row)
 
 
@@ -136,7 +136,7 @@ class Records:
 
 
 def provenance(config: ConfigDict) -> dict[str, Any]:
-    """What config.json and every checkpoint tell: the knobs, and what ran them."""
+    """What config.json and every checkpoint tell: the options, and what ran them."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {

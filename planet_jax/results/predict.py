@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from planet_jax.errors import BadInput
-from planet_jax.files import replacing
-from planet_jax.results import fitted, scoring
+from planet_jax.results import decisions_file, inference
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import atomic_file
 from planet_jax.score import metrics
 from planet_jax.train.stage import Stage
 
@@ -53,8 +53,8 @@ def predict(config: ConfigDict, stages: Sequence[Stage], files: Sequence[Path]) 
       BadInput: a file that cannot be decoded; a decision that was not fitted, or to other
         probabilities.
     """
-    decide, classes = fitted.decision(config, stages), stages[0].data.labels.classes
-    logits = scoring.logits(stages, scoring.files_source(files), len(files), "predicting")
+    decide, classes = decisions_file.decision(config, stages), stages[0].data.labels.classes
+    logits = inference.logits(stages, inference.files_source(files), len(files), "predicting")
     probabilities = metrics.sigmoid(logits)
     found = table(
         [file.stem for file in files], classes, decide.calibrated(probabilities),
@@ -85,5 +85,5 @@ def joined_tags(chosen: Bool[ndarray, "n classes"], classes: Sequence[str]) -> l
 
 def write(path: Path, table: pd.DataFrame) -> None:
     """Writes the table as CSV, eight digits a number."""
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.8g")

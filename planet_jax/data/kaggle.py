@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from planet_jax.errors import BadInput, first_few
-from planet_jax.files import replacing, replacing_folder
-from planet_jax.progress import progress, say
+from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.files import atomic_file, atomic_folder
+from planet_jax.runtime.progress import notify, progress
 
 DOWNLOADS = ".downloads"  # where archives wait, in the root, until they are unpacked
 MANY = 2000  # files; whoever lists as many lists loose chips, and listing all takes minutes
@@ -82,7 +82,7 @@ class _Files:
             with _reading(archive):
                 content = _table_in(archive, table)
                 _image_names(content)  # a wrong file must not get the right name
-            with replacing(target, every_host=True) as temporary:
+            with atomic_file(target, every_host=True) as temporary:
                 temporary.write_bytes(content)
         self.forget(wanted)
         for left_over in self.root.glob(f".tmp-*-{table}"):
@@ -96,7 +96,7 @@ class _Files:
         wanted = (f"{folder}.tar.7z", f"{folder}.tar", f"{folder}.zip")
         if not target.is_dir():
             archive = self.obtain(wanted)
-            with _reading(archive), replacing_folder(target) as temporary:
+            with _reading(archive), atomic_folder(target) as temporary:
                 _unpack(archive, folder, temporary, len(names))
                 _check(temporary, names)
                 if hasattr(os, "sync"):
@@ -116,7 +116,7 @@ class _Files:
                 return self._download(source, wanted)
             except _NotThere as reason:
                 reasons.append(str(reason))
-                say(reasons[-1])
+                notify(reasons[-1])
         raise BadInput(
             f"{'; '.join(reasons)}; or set data.kaggle_mirror to a Kaggle data set (owner/slug) "
             f"that has it, or put {wanted[0]} into {self.root} by hand"

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from planet_jax.data.planet import FOLDER
-from planet_jax.results import page
+from planet_jax.data.dataset import FOLDER
+from planet_jax.results.report import html
 
 SIDE = 128  # pixels of a chip
 FIRST = 12  # of a gallery, whatever their class
@@ -31,7 +31,7 @@ def galleries(table: pd.DataFrame, classes: Sequence[str], root: Path) -> str:
         '<p><label for="class">Chips whose true or predicted labels have </label>'
         f'<select id="class"><option value="">any label</option>{"".join(options)}</select></p>'
     )
-    legend = page.paragraph(
+    legend = html.paragraph(
         "✓: true and predicted. Missed: true, not predicted. Wrong: predicted, not true."
     )
     parts = [choice, legend]
@@ -84,6 +84,6 @@ def _picture(folder: Path, name: str, true: Sequence[str]) -> str:
             chip.draft("RGB", (SIDE, SIDE))
             picture = chip.convert("RGB")
     except OSError:
-        return page.paragraph("its file cannot be read", "lacks")
+        return html.paragraph("its file cannot be read", "lacks")
     picture.thumbnail((SIDE, SIDE))
-    return page.image(picture, f"chip {name}: {' '.join(true) or 'no label'}")
+    return html.image(picture, f"chip {name}: {' '.join(true) or 'no label'}")

@@ -44,12 +44,14 @@ def save_first(unsaved: Callable[[], bool]) -> Iterator[SaveFirst]:
     """SIGTERM waits for the block as long as it has `unsaved` work.
 
     Handlers can be set by the main thread alone; in another nothing is asked. In several processes
-    jax has set one, for `hosts.stop_asked`.
+    jax has set one, for `distributed.stop_requested`.
     """
-    from planet_jax import hosts  # and with it jax, while `install` is to come before it
+    from planet_jax.runtime import (
+        distributed,  # and with it jax, while `install` is to come before it
+    )
 
     handler = SaveFirst(unsaved)
-    if hosts.are_several() or threading.current_thread() is not threading.main_thread():
+    if distributed.is_multi_process() or threading.current_thread() is not threading.main_thread():
         yield handler
         return
     before = signal.signal(signal.SIGTERM, handler)
