@@ -118,7 +118,8 @@ def summary(config: ConfigDict) -> None:
     classes = COMPETITION_CLASSES
     if (Path(config.data.root) / label_file.CSV).exists():
         classes = len(label_file.read_labels(Path(config.data.root)).classes)
-    print(tables.layer_lines(layer_table(classes, config.data.size, config.optim.freeze)))
+    rows = layer_table(classes, config.data.size, config.optim.freeze, config.model.name)
+    print(tables.layer_lines(rows))
 
 
 def preflight(config: ConfigDict, target: str, as_json: bool) -> None:

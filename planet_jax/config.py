@@ -111,6 +111,7 @@ OPTIONS: dict[str, Option] = {
         0.1, lambda value: 0 <= value < 1, "from 0 to below 1", "brightness and contrast"),
     "augment.p": _within(0, 1, 0.75, "chance of rotation, zoom, brightness, contrast, each"),
     # The model
+    "model.name": _choice("resnet50", ("tiny",), "the backbone; tiny: for tests and trials"),
     "model.weights": _text(
         "imagenet", "imagenet, random, or a .safetensors file of torchvision's names", empty=False),
     "model.batch_norm": _choice(

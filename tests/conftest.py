@@ -17,7 +17,7 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
-from planet_jax.model import classifier, resnet, weights
+from planet_jax.model import weights
 from planet_jax.train.stage import abstract_variables
 
 ROOT = Path(__file__).parents[1]
@@ -38,18 +38,6 @@ def arrays():
     """What fastai v1 did (arrays)."""
     with np.load(SHARED / "reference" / "fastai_v1.npz") as file:
         return dict(file)
-
-
-@pytest.fixture(scope="module")
-def narrow_network():
-    """ResNet50 with one block a layer and narrow outputs, as tests/faults has it: for tests of
-    what surrounds the network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resnet, "STAGES", (1, 1, 1, 1))
-        patch.setattr(resnet, "EXPANSION", 1)
-        classifier._init.clear_cache()  # it knows the network by its number of classes alone
-        yield
-    classifier._init.clear_cache()
 
 
 def formula(name, shape):

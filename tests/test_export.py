@@ -37,12 +37,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def resnet50_config(folder, **options):
+    return small_config(folder, **{"model.name": "resnet50"} | options)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run that was exported, and what predict says of its chips."""
     folder = tmp_path_factory.mktemp("export")
     write_chips(folder / "root", SKY, size=70)
-    config = small_config(folder, **{"predict.folder": str(folder / "root" / "train-jpg")})
+    config = resnet50_config(folder, **{"predict.folder": str(folder / "root" / "train-jpg")})
     write_run(config)
     commands.predict(config)
     commands.export(config)
@@ -158,11 +162,11 @@ def test_torch_computes_the_same_from_the_weights(run):
 
 def test_the_weights_are_the_runs(run):
     weights = load_file(run / "run" / "export" / "model.safetensors")
-    config = small_config(run)
+    config = resnet50_config(run)
     config.model.weights = str(run / "run" / "export" / "model.safetensors")
     config.workdir = str(run / "again")
     stage = commands._stage(config)
-    trained = commands._stage(small_config(run), trained=True).trained_variables()
+    trained = commands._stage(resnet50_config(run), trained=True).trained_variables()
     jax.tree.map(np.testing.assert_array_equal, stage.start_state().variables, trained)
     assert weights["layer1.0.conv1.weight"].shape == (64, 64, 1, 1)
 
@@ -180,5 +184,5 @@ def test_the_weights_are_the_runs(run):
 def test_what_no_export_can_hold_is_refused(run, options, told):
     before = (run / "run" / "export" / "model.json").read_bytes()
     with pytest.raises(BadInput, match=told):
-        commands.export(small_config(run, **options))
+        commands.export(resnet50_config(run, **options))
     assert (run / "run" / "export" / "model.json").read_bytes() == before

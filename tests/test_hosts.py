@@ -171,15 +171,13 @@ def test_the_knobs_of_hosts_make_sense_together(options, says):
 def program(folder, n, command, *more, devices=1, **options):
     """Starts `command` in n processes of so many devices each, as the only run or as hosts.
 
-    The network has one narrow block a layer, for the sake of time.
+    The network is the tiny one, to save time.
     """
     own = {"workdir": "run", "data.cache": "cache"}
     flat = flatten(small_config(folder, **own | options))
     file = folder / "small.py"
     file.write_text(
         "from planet_jax.config import get_config as base\n"
-        "from planet_jax.model import resnet\n"
-        "resnet.STAGES, resnet.EXPANSION = (1, 1, 1, 1), 1\n"
         "def get_config():\n"
         "    config = base()\n"
         f"    config.update_from_flattened_dict({flat!r})\n"

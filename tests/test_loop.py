@@ -17,13 +17,11 @@ from conftest import ROOT, needs_shared, write_chips
 
 from planet_jax import commands
 from planet_jax.config import flatten, get_config
-from planet_jax.model import resnet
 from planet_jax.runtime import signals
 from planet_jax.runtime.errors import BadInput, RunFailed, resource_error
 from planet_jax.train import checkpoint, log, loop
 from planet_jax.train.stage import Stage
 
-pytestmark = pytest.mark.usefixtures("narrow_network")
 LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips to train on, 4 to validate: 5 steps an epoch
 
 
@@ -33,7 +31,7 @@ def small_config(folder, **options):
     config.data.root = str(folder / "root")
     config.data.cache = str(folder / "cache")
     config.data.size, config.data.batch_size = 32, 4
-    config.model.weights = "random"
+    config.model.name, config.model.weights = "tiny", "random"
     config.train.epochs = 2
     config.update_from_flattened_dict(options)
     if not (folder / "root").exists():
@@ -42,7 +40,7 @@ def small_config(folder, **options):
 
 
 @pytest.fixture(scope="module")
-def trained(narrow_network, tmp_path_factory):
+def trained(tmp_path_factory):
     """A finished run of two epochs, its folder and its config."""
     folder = tmp_path_factory.mktemp("loop")
     config = small_config(folder)
@@ -300,13 +298,11 @@ def start(config_file, *flags, command="train"):
 
 
 def config_file(folder):
-    """`small_config` for a process of its own, which has one device and the same narrow network."""
+    """`small_config` for a process of its own, which has one device."""
     options = flatten(small_config(folder, **{"train.save_every": 2}))
     file = folder / "small.py"
     file.write_text(
         "from planet_jax.config import get_config as base\n"
-        "from planet_jax.model import resnet\n"
-        f"resnet.STAGES, resnet.EXPANSION = {resnet.STAGES}, {resnet.EXPANSION}\n"
         "def get_config():\n"
         "    config = base()\n"
         f"    config.update_from_flattened_dict({options!r})\n"

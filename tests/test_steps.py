@@ -30,8 +30,8 @@ from planet_jax.train.steps import (
 
 
 @pytest.fixture(scope="module", name="variables")
-def start_weights():
-    return jax.tree.map(np.asarray, classifier.init(5, 0))
+def start_weights(network="resnet50"):
+    return jax.tree.map(np.asarray, classifier.init(5, 0, network))
 
 
 @pytest.fixture(scope="module", name="batch")
@@ -41,8 +41,11 @@ def one_batch():
     return {"chips": chips, "targets": (rng.random((16, 5)) < 0.4).astype(np.uint8)}
 
 
-def take_steps(variables, batch, devices, n, freeze=True, norm="global", lr=1e-3):
-    step = make_train_step(classifier.build(5, norm), freeze, 1e-2, jax.devices()[:devices])
+def take_steps(
+    variables, batch, devices, n, freeze=True, norm="global", lr=1e-3, network="resnet50"
+):
+    model = classifier.build(5, network, norm)
+    step = make_train_step(model, freeze, 1e-2, jax.devices()[:devices])
     state, losses = create_state(variables, freeze), []
     on_devices = {name: to_devices(array, devices) for name, array in batch.items()}
     rates = {"lr": np.full(3, lr, np.float32), "beta1": np.asarray(0.9, np.float32)}
@@ -74,12 +77,12 @@ def test_four_devices_train_as_one(variables, batch):
 
 LOSSES = """
 import json
-from planet_jax.model import resnet
-resnet.STAGES, resnet.EXPANSION = (1, 1, 1, 1), 1  # eight compilations of the whole take minutes
 from test_steps import one_batch, start_weights, take_steps
-variables, batch = start_weights.__wrapped__(), one_batch.__wrapped__()
+network = "tiny"  # eight compilations of ResNet50 take minutes
+variables, batch = start_weights.__wrapped__(network), one_batch.__wrapped__()
 runs = [(devices, norm) for norm in ("global", "device") for devices in (1, 2, 4, 8)]
-take = lambda devices, norm: take_steps(variables, batch, devices, 4, norm=norm, lr=1e-5)[1]
+def take(devices, norm):
+    return take_steps(variables, batch, devices, 4, norm=norm, lr=1e-5, network=network)[1]
 print(json.dumps([take(*run) for run in runs]))
 """
 

@@ -1,4 +1,4 @@
-"""The classifier: ResNet50 under fastai's concat-pool head, and its three layer groups."""
+"""The classifier: a ResNet under fastai's concat-pool head, and its three layer groups."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from planet_jax.model.layers import BATCH_AXIS, BatchNorm, Dropout
-from planet_jax.model.resnet import ResNet50
+from planet_jax.model.resnet import NETWORKS
 
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 Path = tuple[str, ...]
@@ -51,6 +51,7 @@ class Classifier(nn.Module):
     """
 
     classes: int
+    network: str = "resnet50"  # a key of NETWORKS
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -59,25 +60,31 @@ class Classifier(nn.Module):
         self, chips: UInt8[Array, "n h w 3"], train: bool, places: Int[Array, " n"] | None = None
     ) -> Float[Array, "n classes"]:
         x = (chips.astype(jnp.float32) / 255 - IMAGENET_MEAN) / IMAGENET_STD
-        x = ResNet50(self.axis_name, self.dtype, name="backbone")(x, train)
+        network = NETWORKS[self.network]
+        x = network(axis_name=self.axis_name, dtype=self.dtype, name="backbone")(x, train)
         return Head(self.classes, axis_name=self.axis_name, name="head")(x, train, places)
 
 
-def build(classes: int, norm: str = "global", precision: str = "float32") -> Classifier:
-    """The classifier of a config; `norm` says whose batch statistics it uses: global or device."""
-    axis_name = BATCH_AXIS if norm == "global" else None
-    return Classifier(classes, axis_name, jnp.dtype(precision))
+def build(
+    classes: int,
+    network: str = "resnet50",
+    batch_norm: str = "global",
+    precision: str = "float32",
+) -> Classifier:
+    """Build the classifier of the options model.name, model.batch_norm and train.precision."""
+    axis_name = BATCH_AXIS if batch_norm == "global" else None
+    return Classifier(classes, network, axis_name, jnp.dtype(precision))
 
 
-def init(classes: int, seed: int) -> Variables:
-    """Fresh parameters and statistics, float32, from `seed` and each parameter's name."""
-    return _init(classes, jax.random.key(seed))
+def init(classes: int, seed: int, network: str = "resnet50") -> Variables:
+    """Draw float32 parameters from `seed` and each parameter's name; statistics are 0 and 1."""
+    return _init(Classifier(classes, network), jax.random.key(seed))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(classes: int, key: Array) -> Variables:
+def _init(model: Classifier, key: Array) -> Variables:
     chips = jnp.zeros((1, 32, 32, 3), jnp.uint8)
-    return dict(Classifier(classes).init(key, chips, train=False))
+    return dict(model.init(key, chips, train=False))
 
 
 def group_of(path: Path) -> str:

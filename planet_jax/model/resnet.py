@@ -1,8 +1,10 @@
-"""ResNet50 (He et al. 2015, arXiv:1512.03385) as torchvision builds it, without its pool and fc.
+"""ResNets (He et al. 2015, arXiv:1512.03385) as torchvision builds them, without pool and fc.
 
-Modules carry torchvision's names with dots as underscores (`layer1.0.downsample.0` is
-`layer1_0/downsample_0`), so that `imagenet` can map weights by name alone.
+Modules have torchvision's names with `_` for dots (`layer1.0.downsample.0` is
+`layer1_0/downsample_0`), so `weights` maps tensors by name.
 """
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,15 +13,13 @@ from jaxtyping import Array, Float
 
 from planet_jax.model.layers import BatchNorm, Conv, Kernel, max_pool, relu
 
-STAGES = (3, 4, 6, 3)  # bottlenecks in layer1 to layer4
-EXPANSION = 4  # a bottleneck's output channels over its inner ones
-
 
 class Bottleneck(nn.Module):
     """1x1 → 3x3 (with the stride) → 1x1, added to the input or its projection."""
 
     features: int
     stride: int = 1
+    expansion: int = 4  # output channels over inner channels
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
             return BatchNorm(self.axis_name, name=name)(x, train, kernel)
 
         def widen(name: str, x: Array) -> Array:
-            return Kernel(self.features * EXPANSION, name=name)(x.shape[-1])
+            return Kernel(self.features * self.expansion, name=name)(x.shape[-1])
 
         y = relu(norm("bn1", conv("conv1", x, self.features)))
         y = relu(norm("bn2", conv("conv2", y, self.features, 3, self.stride)))
@@ -44,26 +44,35 @@ class Bottleneck(nn.Module):
         return relu(x + y)
 
 
-class ResNet50(nn.Module):
-    """Normalised float32 chips [N, H, W, 3] to float32 features [N, H/32, W/32, 2048].
+class ResNet(nn.Module):
+    """Map normalized float32 chips [N, H, W, 3] to float32 features [N, H/32, W/32, C].
 
-    Batch statistics are averaged over the devices of `axis_name`; convolutions run in `dtype`.
+    `stage_sizes` are the bottlenecks of layer1 to layer4; C is 512 times `expansion`. Batch
+    statistics are averaged over the devices of `axis_name`; convolutions run in `dtype`.
     """
 
+    stage_sizes: tuple[int, ...]
+    expansion: int = 4
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Float[Array, "n h2 w2 2048"]:
+    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Float[Array, "n h2 w2 c"]:
         x = Conv(64, 7, 2, self.dtype, name="conv1")(x)
         x = relu(BatchNorm(self.axis_name, name="bn1")(x, train, pool=max_pool))
-        for stage, depth in enumerate(STAGES):
+        for stage, depth in enumerate(self.stage_sizes):
             for i in range(depth):
                 x = Bottleneck(
                     features=64 * 2**stage,
                     stride=2 if stage > 0 and i == 0 else 1,
+                    expansion=self.expansion,
                     axis_name=self.axis_name,
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         return x.astype(jnp.float32)
+
+
+ResNet50 = functools.partial(ResNet, (3, 4, 6, 3))
+TinyResNet = functools.partial(ResNet, (1, 1, 1, 1), expansion=1)  # for tests and trials
+NETWORKS = {"resnet50": ResNet50, "tiny": TinyResNet}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from planet_jax.model.classifier import Classifier, trains
-from planet_jax.model.resnet import STAGES
+from planet_jax.model.resnet import NETWORKS
 
 Shape = tuple[int, ...]
 Module = tuple[str, ...]  # its path among the variables
@@ -24,9 +24,9 @@ class Layer(NamedTuple):
     trainable: bool
 
 
-def layer_table(classes: int, size: int, freeze: bool) -> list[Layer]:
+def layer_table(classes: int, size: int, freeze: bool, network: str = "resnet50") -> list[Layer]:
     """Every layer of the classifier at `size` pixels, in fastai's order; nothing is computed."""
-    model = Classifier(classes)
+    model = Classifier(classes, network)
     chips = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     init = functools.partial(model.init, train=False)
     variables = jax.eval_shape(init, jax.random.key(0), chips)
@@ -40,7 +40,7 @@ def layer_table(classes: int, size: int, freeze: bool) -> list[Layer]:
     }
     parameters = traverse_util.flatten_dict(variables["params"])
     rows = []
-    for kind, module, shown in _layers():
+    for kind, module, shown in _layers(network, set(parameters)):
         shape = _torch_shape(outputs[shown])
         if kind.startswith("Adaptive"):
             shape = (*shape[:1], 1, 1)
@@ -57,7 +57,7 @@ def _torch_shape(shape: Shape) -> Shape:
     return (shape[-1], *shape[:-1])
 
 
-def _layers() -> Iterator[tuple[str, Module, Module]]:
+def _layers(network: str, parameters: set[Module]) -> Iterator[tuple[str, Module, Module]]:
     """(torch's type, our module with its parameters, and one whose output has its shape).
 
     In torch's order. Our stem pools within its BatchNorm, and a bottleneck's last convolution is
@@ -71,7 +71,7 @@ def _layers() -> Iterator[tuple[str, Module, Module]]:
     yield "BatchNorm2d", body("bn1"), body("conv1")
     yield "ReLU", (), body("conv1")
     yield "MaxPool2d", (), body("bn1")
-    for stage, depth in enumerate(STAGES, start=1):
+    for stage, depth in enumerate(NETWORKS[network]().stage_sizes, start=1):
         for i in range(depth):
             block = body(f"layer{stage}_{i}")
             for j in (1, 2, 3):
@@ -79,7 +79,7 @@ def _layers() -> Iterator[tuple[str, Module, Module]]:
                 yield "Conv2d", (*block, f"conv{j}"), norm
                 yield "BatchNorm2d", norm, norm
             yield "ReLU", (), (*block, "bn3")
-            if i == 0:
+            if (*block, "downsample_0", "kernel") in parameters:
                 norm = (*block, "downsample_1")
                 yield "Conv2d", (*block, "downsample_0"), norm
                 yield "BatchNorm2d", norm, norm

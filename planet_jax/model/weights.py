@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from planet_jax.model.classifier import Variables
-from planet_jax.model.resnet import ResNet50
+from planet_jax.model.resnet import NETWORKS
 from planet_jax.runtime.errors import BadInput
 
 HUB_REPO, HUB_FILE = "timm/resnet50.tv_in1k", "model.safetensors"
@@ -80,8 +80,10 @@ def _without_fc(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def from_torchvision(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
-    """`(params, batch_stats)` of `ResNet50` from torchvision's names and shapes, float32.
+def from_torchvision(
+    state_dict: Mapping[str, np.ndarray], network: str = "resnet50"
+) -> tuple[dict, dict]:
+    """Return the backbone's float32 `(params, batch_stats)` from torchvision's names and shapes.
 
     `fc.*`, `head.*` and `*.num_batches_tracked` are left aside.
 
@@ -90,7 +92,7 @@ def from_torchvision(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
     """
     chips = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     template = jax.eval_shape(
-        lambda key, x: ResNet50().init(key, x, train=False), jax.random.key(0), chips
+        lambda key, x: NETWORKS[network]().init(key, x, train=False), jax.random.key(0), chips
     )
     flat = traverse_util.flatten_dict({kind: {"backbone": tree} for kind, tree in template.items()})
     body = {k: v for k, v in _without_fc(state_dict).items() if not k.startswith("head.")}

@@ -113,8 +113,9 @@ def _installed(module: str) -> bool:
 
 def steps(config: ConfigDict, classes: int) -> tuple[Step, Step]:
     """The train and the predict step of a config, to be lowered."""
-    model = classifier.build(classes, config.model.batch_norm, config.train.precision)
-    variables = jax.eval_shape(lambda: classifier.init(classes, 0))
+    network = config.model.name
+    model = classifier.build(classes, network, config.model.batch_norm, config.train.precision)
+    variables = jax.eval_shape(lambda: classifier.init(classes, 0, network))
     state = jax.eval_shape(lambda v: create_state(v, config.optim.freeze), variables)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     rates = {"lr": jax.ShapeDtypeStruct((3,), jnp.float32), "beta1": number}

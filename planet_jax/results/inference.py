@@ -19,6 +19,7 @@ from planet_jax.train.steps import VIEWS, average_logits, make_predict_step
 
 OF_THE_RUN = (
     "data.size",
+    "model.name",
     "model.batch_norm",
     "train.precision",
 )  # a member's own

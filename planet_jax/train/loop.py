@@ -144,9 +144,9 @@ class _Run:
                 notify(f"{self.run}: was begun with other {name}: equal to the bit it may not end")
 
     def _restore(self, items: dict[str, Flat]) -> TrainState:
-        freeze = self.stage.config.optim.freeze
-        classes = len(self.stage.data.labels.classes)
-        template = jax.eval_shape(lambda v: create_state(v, freeze), abstract_variables(classes))
+        config = self.stage.config
+        shapes = abstract_variables(len(self.stage.data.labels.classes), config.model.name)
+        template = jax.eval_shape(lambda v: create_state(v, config.optim.freeze), shapes)
         return from_host(items["weights"] | items["optimizer"], template, str(self.run))
 
     def epoch_ended(self) -> bool:

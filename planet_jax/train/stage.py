@@ -61,7 +61,10 @@ class Stage:
             )
         self._check_sizes(n)
         self.model = classifier.build(
-            len(data.labels.classes), config.model.batch_norm, config.train.precision
+            len(data.labels.classes),
+            config.model.name,
+            config.model.batch_norm,
+            config.train.precision,
         )
         self.steps_per_epoch = len(self.train_rows) // config.data.batch_size
         self.steps = self.steps_per_epoch * config.train.epochs
@@ -112,7 +115,7 @@ class Stage:
     def start_state(self) -> TrainState:
         """The state before the first step: weights of `init_from`, or of `model.weights`."""
         config = self.config
-        variables = classifier.init(len(self.data.labels.classes), config.seed)
+        variables = classifier.init(len(self.data.labels.classes), config.seed, config.model.name)
         if config.init_from:
             flat, meta = checkpoint.read_weights(Path(config.init_from), "latest", newest=True)
             self._check_vocabulary(meta, config.init_from)
@@ -139,7 +142,9 @@ class Stage:
         if same_validation:
             self.check_rows(meta, Path(config.workdir), ("valid_rows",))
         return checkpoint.from_host(
-            flat, abstract_variables(len(self.data.labels.classes)), config.workdir
+            flat,
+            abstract_variables(len(self.data.labels.classes), config.model.name),
+            config.workdir,
         )
 
     def _check_vocabulary(self, meta: dict[str, Any], run: str) -> None:
@@ -263,9 +268,9 @@ class Stage:
             )
 
 
-def abstract_variables(classes: int) -> classifier.Variables:
-    """Shapes of the classifier's variables, without computing them."""
-    return jax.eval_shape(lambda: classifier.init(classes, 0))
+def abstract_variables(classes: int, network: str = "resnet50") -> classifier.Variables:
+    """Return the shapes and dtypes of the classifier's variables, without computing them."""
+    return jax.eval_shape(lambda: classifier.init(classes, 0, network))
 
 
 def host_share() -> loader.Share:
