@@ -72,7 +72,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, chips: jax.Array, train: bool) -> jax.Array:
-        x = (chips.astype(jnp.float32) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+        x = (chips.astype(jnp.float32) / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         features = Backbone(self.dtype, name="backbone")(x, train)
         return Head(self.classes, name="head")(features, train)
 

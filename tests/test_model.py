@@ -11,15 +11,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import save_file
 
 from planet_jax.model import classifier, weights
-from planet_jax.model.layers import (
+from planet_jax.model.layers import PRECISIONS, Conv, Dropout, convolve, relu
+from planet_jax.model.norm import (
     BatchNorm,
-    Conv,
-    Dropout,
-    convolve,
-    max_pool,
+    FoldedBatchNorm,
+    PooledBatchNorm,
     moments_of_product,
-    relu,
-    worth_it,
+    worth_folding,
 )
 from planet_jax.model.resnet import Bottleneck, ResNet50
 from planet_jax.model.summary import layer_table
@@ -120,14 +118,14 @@ def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
         rng = np.random.default_rng(0)
         x = 1 + rng.standard_normal((4, rows, rows, 8))
         kernel = rng.standard_normal((1, 1, 8, 12))
-        assert worth_it(x) == (rows == 16)
+        assert worth_folding(x) == (rows == 16)
         variables = _random_norm(rng, 12)
 
         def short(params, x, kernel):
-            return _normed(params, variables, x, kernel)
+            return _normed(FoldedBatchNorm, params, variables, x, kernel)
 
         def long(params, x, kernel):
-            return _normed(params, variables, convolve(x, kernel), None)
+            return _normed(BatchNorm, params, variables, convolve(x, kernel))
 
         _same(short, long, variables["params"], x, kernel)
 
@@ -142,10 +140,10 @@ def test_batch_norm_of_pooled_maxima_is_the_pool_of_batch_norm(size):
         assert (np.sign(variables["params"]["scale"]) < 0).any()
 
         def short(params, x):
-            return _normed(params, variables, x, None, max_pool)
+            return _normed(PooledBatchNorm, params, variables, x)
 
         def long(params, x):
-            out, stats = _normed(params, variables, x, None)
+            out, stats = _normed(BatchNorm, params, variables, x)
             return nn.max_pool(out, (3, 3), (2, 2), ((1, 1), (1, 1))), stats
 
         _same(short, long, variables["params"], x)
@@ -157,9 +155,9 @@ def _random_norm(rng, width):
     return {"params": params, "batch_stats": stats}
 
 
-def _normed(params, variables, x, kernel, pool=None):
-    return BatchNorm().apply(
-        variables | {"params": params}, x, True, kernel, pool, mutable=["batch_stats"]
+def _normed(norm, params, variables, *inputs):
+    return norm(precision=PRECISIONS["float64"]).apply(
+        variables | {"params": params}, *inputs, train=True, mutable=["batch_stats"]
     )
 
 
@@ -173,7 +171,7 @@ def _same(short, long, *arguments):
         return jax.jit(jax.value_and_grad(weighted, tuple(range(len(arguments))), has_aux=True))
 
     for a, b in zip(*(jax.tree.leaves(loss(f)(*arguments)) for f in (short, long)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(b).max())
 
 
 def test_moments_of_a_product_are_summed_in_float32():
@@ -182,7 +180,7 @@ def test_moments_of_a_product_are_summed_in_float32():
     rng = np.random.default_rng(0)
     x = jnp.asarray(4 + rng.standard_normal((2048, 16)), jnp.bfloat16)
     kernel = rng.standard_normal((16, 24)).astype(np.float32)
-    mean, square = moments_of_product(x, kernel)
+    mean, square, _ = moments_of_product(x, kernel)
     product = np.asarray(x, np.float64) @ kernel
     np.testing.assert_allclose(square - mean**2, product.var(0), rtol=1e-3)
 
@@ -200,10 +198,13 @@ def test_a_block_in_bfloat16_is_that_in_float32_to_its_rounding(stride):
     weight = jnp.asarray(rng.standard_normal((8, 16 // stride, 16 // stride, 256)), jnp.float32)
     variables = Bottleneck(64, stride).init(jax.random.key(0), x, train=False)
 
-    def made(dtype):
+    def made(precision):
         def loss(params):
-            out, changed = Bottleneck(64, stride, dtype=dtype).apply(
-                variables | {"params": params}, x.astype(dtype), train=True, mutable=["batch_stats"]
+            out, changed = Bottleneck(64, stride, precision=precision).apply(
+                variables | {"params": params},
+                x.astype(precision.activations),
+                train=True,
+                mutable=["batch_stats"],
             )
             return (out.astype(jnp.float32) * weight).sum(), (out, changed["batch_stats"])
 
@@ -218,7 +219,10 @@ def test_a_block_in_bfloat16_is_that_in_float32_to_its_rounding(stride):
         return check
 
     for half, full, rtol in zip(
-        made(jnp.bfloat16), made(jnp.float32), (2**-7, 2**-8, 2 * (3 * 2**-8) ** 0.5), strict=True
+        made(PRECISIONS["bfloat16"]),
+        made(PRECISIONS["float32"]),
+        (2**-7, 2**-8, 2 * (3 * 2**-8) ** 0.5),
+        strict=True,
     ):
         jax.tree.map(close(rtol), half, full)
 

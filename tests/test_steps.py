@@ -14,7 +14,8 @@ from conftest import ROOT, write_chips
 from planet_jax.config import get_config
 from planet_jax.data import augment, dataset
 from planet_jax.model import classifier
-from planet_jax.model.layers import BATCH_AXIS, BatchNorm
+from planet_jax.model.layers import BATCH_AXIS
+from planet_jax.model.norm import BatchNorm
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train import lr_range
 from planet_jax.train.stage import Stage, check_batch

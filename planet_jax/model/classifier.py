@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from planet_jax.model.layers import BATCH_AXIS, BatchNorm, Dropout
+from planet_jax.model.layers import BATCH_AXIS, FLOAT32, PRECISIONS, Dropout, Precision
+from planet_jax.model.norm import BatchNorm
 from planet_jax.model.resnet import NETWORKS
 
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 Path = tuple[str, ...]
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DROPOUT = (0.25, 0.5)  # fastai's, before the head's two linear layers
 GROUPS = ("group0", "group1", "group2")  # from the stem to the head
 
 
@@ -26,6 +28,8 @@ class Head(nn.Module):
     classes: int
     hidden: int = 512
     axis_name: str | None = None
+    precision: Precision = FLOAT32
+    dropout: tuple[float, float] = DROPOUT
 
     @nn.compact
     def __call__(
@@ -33,13 +37,15 @@ class Head(nn.Module):
     ) -> Float[Array, "n classes"]:
         # fastai: kaiming_normal_ with fan in and gain sqrt(2); biases 0
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        dense = functools.partial(nn.Dense, kernel_init=init, param_dtype=self.precision.state)
+        norm = functools.partial(BatchNorm, self.axis_name, self.precision)
         x = jnp.concatenate([x.max((1, 2)), x.mean((1, 2))], axis=-1)
-        x = BatchNorm(self.axis_name, name="bn1")(x, train)
-        x = Dropout(0.25, name="dropout1")(x, places)
-        x = nn.relu(nn.Dense(self.hidden, kernel_init=init, name="linear1")(x))
-        x = BatchNorm(self.axis_name, name="bn2")(x, train)
-        x = Dropout(0.5, name="dropout2")(x, places)
-        return nn.Dense(self.classes, kernel_init=init, name="linear2")(x)
+        x = norm(name="bn1")(x, train)
+        x = Dropout(self.dropout[0], name="dropout1")(x, places)
+        x = nn.relu(dense(self.hidden, name="linear1")(x))
+        x = norm(name="bn2")(x, train)
+        x = Dropout(self.dropout[1], name="dropout2")(x, places)
+        return dense(self.classes, name="linear2")(x)
 
 
 class Classifier(nn.Module):
@@ -53,16 +59,18 @@ class Classifier(nn.Module):
     classes: int
     network: str = "resnet50"  # a key of NETWORKS
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    precision: Precision = FLOAT32
+    dropout: tuple[float, float] = DROPOUT
 
     @nn.compact
     def __call__(
         self, chips: UInt8[Array, "n h w 3"], train: bool, places: Int[Array, " n"] | None = None
     ) -> Float[Array, "n classes"]:
-        x = (chips.astype(jnp.float32) / 255 - IMAGENET_MEAN) / IMAGENET_STD
-        network = NETWORKS[self.network]
-        x = network(axis_name=self.axis_name, dtype=self.dtype, name="backbone")(x, train)
-        return Head(self.classes, axis_name=self.axis_name, name="head")(x, train, places)
+        shared: dict[str, Any] = {"axis_name": self.axis_name, "precision": self.precision}
+        mean, std = (np.array(v, self.precision.state) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        x = (chips.astype(self.precision.state) / 255 - mean) / std
+        x = NETWORKS[self.network](**shared, name="backbone")(x, train)
+        return Head(self.classes, **shared, dropout=self.dropout, name="head")(x, train, places)
 
 
 def build(
@@ -73,7 +81,7 @@ def build(
 ) -> Classifier:
     """Build the classifier of the options model.name, model.batch_norm and train.precision."""
     axis_name = BATCH_AXIS if batch_norm == "global" else None
-    return Classifier(classes, network, axis_name, jnp.dtype(precision))
+    return Classifier(classes, network, axis_name, PRECISIONS[precision])
 
 
 def init(classes: int, seed: int, network: str = "resnet50") -> Variables:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -42,10 +43,12 @@ def gradients(
     return dx, dkernel
 
 
-def outer_products(x: Float[Array, "*n k"], y: Float[Array, "*n k"]) -> Float[Array, "k k"]:
-    """Their sum over all rows, likewise; float32."""
+def outer_products(
+    x: Float[Array, "*n k"], y: Float[Array, "*n k"], dtype: DTypeLike
+) -> Float[Array, "k k"]:
+    """Return the sum over all rows, in `dtype`, as one product of matrices."""
     rows = (-1, x.shape[-1])
-    return jnp.matmul(x.reshape(rows).T, y.reshape(rows), preferred_element_type=jnp.float32)
+    return jnp.matmul(x.reshape(rows).T, y.reshape(rows), preferred_element_type=dtype)
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:

@@ -5,72 +5,73 @@ Modules have torchvision's names with `_` for dots (`layer1.0.downsample.0` is
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from planet_jax.model.layers import BatchNorm, Conv, Kernel, max_pool, relu
+from planet_jax.model.layers import FLOAT32, Conv, Kernel, Precision, relu
+from planet_jax.model.norm import BatchNorm, FoldedBatchNorm, PooledBatchNorm
 
 
 class Bottleneck(nn.Module):
-    """1x1 → 3x3 (with the stride) → 1x1, added to the input or its projection."""
+    """Add to the input, or to its projection: 1x1 → 3x3 (with the stride) → 1x1 convolutions."""
 
     features: int
     stride: int = 1
     expansion: int = 4  # output channels over inner channels
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
-        def conv(name: str, x: Array, features: int, kernel: int = 1, stride: int = 1) -> Array:
-            return Conv(features, kernel, stride, self.dtype, name=name)(x)
+        conv = functools.partial(Conv, precision=self.precision)
+        shared: dict[str, Any] = {"axis_name": self.axis_name, "precision": self.precision}
 
-        def norm(name: str, x: Array, kernel: Array | None = None) -> Array:
-            return BatchNorm(self.axis_name, name=name)(x, train, kernel)
+        def widen(x: Array, conv: str, norm: str) -> Array:
+            kernel = Kernel(self.features * self.expansion, self.precision, name=conv)(x.shape[-1])
+            return FoldedBatchNorm(**shared, name=norm)(x, kernel, train)
 
-        def widen(name: str, x: Array) -> Array:
-            return Kernel(self.features * self.expansion, name=name)(x.shape[-1])
-
-        y = relu(norm("bn1", conv("conv1", x, self.features)))
-        y = relu(norm("bn2", conv("conv2", y, self.features, 3, self.stride)))
-        y = norm("bn3", y, widen("conv3", y))
+        y = conv(self.features, name="conv1")(x)
+        y = relu(BatchNorm(**shared, name="bn1")(y, train))
+        y = conv(self.features, 3, self.stride, name="conv2")(y)
+        y = relu(BatchNorm(**shared, name="bn2")(y, train))
+        y = widen(y, "conv3", "bn3")
         if x.shape != y.shape:
-            if self.stride > 1:  # made once, not by each that reads it
+            if self.stride > 1:  # the barrier makes XLA compute this slice once, not in each user
                 x = lax.optimization_barrier(x[:, :: self.stride, :: self.stride])
-            x = norm("downsample_1", x, widen("downsample_0", x))
+            x = widen(x, "downsample_0", "downsample_1")
         return relu(x + y)
 
 
 class ResNet(nn.Module):
-    """Map normalized float32 chips [N, H, W, 3] to float32 features [N, H/32, W/32, C].
+    """Map normalized chips [N, H, W, 3] to features [N, H/32, W/32, C] in `precision.state`.
 
     `stage_sizes` are the bottlenecks of layer1 to layer4; C is 512 times `expansion`. Batch
-    statistics are averaged over the devices of `axis_name`; convolutions run in `dtype`.
+    statistics are averaged over the devices of `axis_name`.
     """
 
     stage_sizes: tuple[int, ...]
     expansion: int = 4
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Float[Array, "n h2 w2 c"]:
-        x = Conv(64, 7, 2, self.dtype, name="conv1")(x)
-        x = relu(BatchNorm(self.axis_name, name="bn1")(x, train, pool=max_pool))
-        for stage, depth in enumerate(self.stage_sizes):
-            for i in range(depth):
+        x = Conv(64, 7, 2, self.precision, name="conv1")(x)
+        x = relu(PooledBatchNorm(self.axis_name, self.precision, name="bn1")(x, train))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for i in range(blocks):
                 x = Bottleneck(
                     features=64 * 2**stage,
                     stride=2 if stage > 0 and i == 0 else 1,
                     expansion=self.expansion,
                     axis_name=self.axis_name,
-                    dtype=self.dtype,
+                    precision=self.precision,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
-        return x.astype(jnp.float32)
+        return x.astype(self.precision.state)
 
 
 ResNet50 = functools.partial(ResNet, (3, 4, 6, 3))
