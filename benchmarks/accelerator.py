@@ -1,10 +1,10 @@
-"""What our step and a plain Flax step cost on a TPU and a GPU, by the compilers of both.
+"""Compare the cost of our step and a plain Flax step on a TPU and a GPU, by their compilers.
 
     python benchmarks/accelerator.py [--target v5e:2x2] [--target h100:4] [--chips 128] [--size 128]
 
-128 chips a device at 128 px in bfloat16 unless said; the same on every run and machine. Minutes for
-each step. "Ours, global" has BatchNorm over all devices, the others each device its own. Needs the
-`preflight` extra.
+By default 128 chips of 128 px a device, in bfloat16. Every run on any machine gives the same
+numbers, after minutes of compilation for each step. "Ours, global" has BatchNorm over all devices,
+the others per device. Needs the `preflight` extra.
 """
 
 import argparse

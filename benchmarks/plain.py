@@ -1,7 +1,7 @@
-"""What ours is held against: the step one writes first, with Flax's own layers as they come.
+"""The baseline of the benchmarks: a training step from Flax's own layers.
 
-ResNet50 with `nn.Conv` and `nn.BatchNorm` (computing in the given precision, float32 statistics,
-each device its own), the same head, Adam on the parameters that train, one pmean of all gradients.
+ResNet50 with `nn.Conv` and `nn.BatchNorm` (in the given precision, with float32 statistics of each
+device), the same head, Adam on the trainable parameters, one pmean of all gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import optax
 from planet_jax.model.classifier import IMAGENET_MEAN, IMAGENET_STD
 from planet_jax.train.optimizer import Params, merge, split_frozen
 
-State = tuple[Params, Params, Any]  # parameters, batch_stats, the optimiser's state
+State = tuple[Params, Params, Any]  # parameters, batch_stats, the optimizer's state
 
 
 class Bottleneck(nn.Module):
@@ -80,8 +80,7 @@ class Classifier(nn.Module):
 def make(
     classes: int, freeze: bool, precision: str, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Callable[[], State], Callable[..., tuple[State, jax.Array]]]:
-    """(init, step): `init()` makes the state (params, batch_stats, opt_state); `step(state, chips,
-    targets, key)`, pmapped like ours, gives the next and the loss."""
+    """Make `init() -> state` and `step(state, chips, targets, key) -> (state, loss)`, pmapped."""
     model = Classifier(classes, jnp.dtype(precision))
     optimizer = optax.adamw(1e-3, b2=0.99, weight_decay=1e-2)
 

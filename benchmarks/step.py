@@ -1,10 +1,11 @@
-"""Images a second of a training step here: ours, plain Flax, and PyTorch where installed.
+"""Measure images a second of a training step here: ours, plain Flax, PyTorch if installed.
 
     python benchmarks/step.py [--batch 16] [--size 128] [--rounds 5]
 
-All in one run, turn by turn, the best of each; only the ratios travel. PyTorch runs eagerly, with
-torchvision's ResNet50 (its last layer replaced), in its own layout and in channels-last. The
-process hands out memory as the program's own does (`planet_jax.memory`), for all of them.
+The steps alternate in one process; each one's best time counts. Ratios compare across machines,
+speeds do not. PyTorch runs eagerly, with torchvision's ResNet50 (its last layer replaced), in its
+default layout and in channels-last. All share the program's memory settings
+(`planet_jax.runtime.memory`).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from planet_jax.runtime import memory
 from planet_jax.train.steps import create_state, make_train_step, to_devices
 
 CLASSES = 17
-Step = Callable[[], float]  # takes one step and returns its loss
+Step = Callable[[], float]  # trains one step and returns its loss
 
 
 def ours(chips: np.ndarray, targets: np.ndarray, freeze: bool) -> Step:
@@ -54,7 +55,9 @@ def flaxs(chips: np.ndarray, targets: np.ndarray, freeze: bool) -> Step:
 def torchs(chips: np.ndarray, targets: np.ndarray, freeze: bool, channels_last: bool) -> Step:
     import torch
 
-    torch.library.register_fake = lambda *args, **kwargs: lambda f: f  # a CPU build lacks some
+    torch.library.register_fake = lambda *args, **kwargs: (
+        lambda f: f
+    )  # for CPU builds
     import torchvision
 
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -23,7 +23,10 @@ GROUPS = ("group0", "group1", "group2")  # from the stem to the head
 
 
 class Head(nn.Module):
-    """fastai v1's `create_head`: concat(max, average) pool, then two BN-dropout-linear blocks."""
+    """Pool features by concat(max, average) and classify, as fastai v1's `create_head`.
+
+    Two blocks of BatchNorm, dropout and a linear layer, with a ReLU between them.
+    """
 
     classes: int
     hidden: int = 512
@@ -49,11 +52,11 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """uint8 chips [N, H, W, 3] to float32 logits [N, classes].
+    """Map uint8 chips [N, H, W, 3] to logits [N, classes] in `precision.state`.
 
-    In training, `places` are the chips' indices in the global batch (they choose the dropout
-    masks), and every BatchNorm uses the batch's statistics: those of all devices of `axis_name`,
-    or the device's own when it is None.
+    In training, `places` are the chips' indices in the global batch; they choose the dropout
+    masks. BatchNorm then uses the batch's statistics: over all devices of `axis_name`, or over
+    this device's chips if it is None.
     """
 
     classes: int
@@ -96,10 +99,10 @@ def _init(model: Classifier, key: Array) -> Variables:
 
 
 def group_of(path: Path) -> str:
-    """The layer group of a parameter: fastai splits ResNet50 before layer3 and before the head.
+    """Return the layer group of a parameter; fastai splits before layer3 and before the head.
 
     Raises:
-      ValueError: for a parameter that belongs to no group.
+      ValueError: the parameter belongs to no group.
     """
     match path:
         case ("head", *_):
@@ -114,5 +117,5 @@ def group_of(path: Path) -> str:
 
 
 def trains(path: Path, freeze: bool) -> bool:
-    """Whether a parameter trains: all of them, or with `freeze` the head and every BatchNorm."""
+    """Return whether a parameter trains: all, or with `freeze` only the head and BatchNorms."""
     return not freeze or path[0] == "head" or path[-1] in ("scale", "bias")

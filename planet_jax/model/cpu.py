@@ -1,7 +1,7 @@
-"""What XLA computes slowly on a CPU, written another way for it.
+"""Faster forms, for a CPU alone, of operations that XLA compiles slowly there.
 
-`lax.platform_dependent` chooses when the program is lowered: no other platform sees these, and a
-function exported for several has the right one on each.
+Callers choose with `lax.platform_dependent` at lowering. So other platforms never compile these,
+and a function exported for several platforms has the right form on each.
 """
 
 import functools
@@ -15,30 +15,38 @@ from jaxtyping import Array, Float
 
 
 def product(x: Float[Array, "n h w k"], kernel: Float[Array, "1 1 k c"]) -> Array:
-    """A 1x1 convolution as a product of matrices; of rows, lest its gradient transposes x."""
+    """Compute a 1x1 convolution as a product of matrices.
+
+    x is flattened to rows, because the gradient of a 4-d product would transpose x.
+    """
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
-def neighbours(x: Float[Array, "n h w k"], stride: int = 1) -> Float[Array, "n h2 w2 9*k"]:
-    """What a 3x3 kernel sees from each place; lax.conv_general_dilated_patches would convolve."""
+def neighbors(x: Float[Array, "n h w k"], stride: int = 1) -> Float[Array, "n h2 w2 9*k"]:
+    """Gather the 3x3 patch around each place, padded by 1 (im2col).
+
+    `lax.conv_general_dilated_patches` would run a convolution.
+    """
     (h, w), x = x.shape[1:3], jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    seen = [x[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]
-    return jnp.concatenate(seen, -1)
+    patches = [x[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]
+    return jnp.concatenate(patches, -1)
 
 
 def gradients(
     x: Array, kernel: Array, dy: Array, stride: int, plain: Callable[..., tuple[Array, Array]]
 ) -> tuple[Array, Array]:
-    """Of a 3x3 convolution's x [n h w k] and kernel [3 3 k c], from dy [n h2 w2 c]: `plain` ones,
-    but where a product is quicker."""
-    dx, dkernel = plain(x, kernel, dy)  # XLA drops what is not used
+    """Return the gradients of a 3x3 convolution in x [n h w k] and kernel [3 3 k c].
+
+    From dy [n h2 w2 c], by `plain` except where a product of matrices was measured faster.
+    """
+    dx, dkernel = plain(x, kernel, dy)  # XLA removes what is not used
     k, c = kernel.shape[2:]
-    if k >= 256:  # the plain one turns the kernel about, which takes as long again
-        seen = dy.reshape(-1, c) @ kernel.reshape(-1, c).T
-        transposed = jax.linear_transpose(functools.partial(neighbours, stride=stride), x)
-        (dx,) = transposed(seen.reshape(*dy.shape[:-1], -1))
-    if k <= 64 and stride == 1:  # few channels in many places: XLA's own takes half as long again
-        rows = x.reshape(-1, k).T @ neighbours(dy).reshape(-1, 9 * c)
+    if k >= 256:  # XLA's form transposes the kernel first, which doubles the time
+        patches = dy.reshape(-1, c) @ kernel.reshape(-1, c).T
+        transposed = jax.linear_transpose(functools.partial(neighbors, stride=stride), x)
+        (dx,) = transposed(patches.reshape(*dy.shape[:-1], -1))
+    if k <= 64 and stride == 1:  # few channels, many places: XLA's form takes 1.5 times as long
+        rows = x.reshape(-1, k).T @ neighbors(dy).reshape(-1, 9 * c)
         dkernel = rows.reshape(k, 3, 3, c)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
     return dx, dkernel
 
@@ -52,8 +60,10 @@ def outer_products(
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """3x3 at stride 2, as maxima of slices: first of the rows, then of the columns. Of equals the
-    first takes the gradient, as in torch."""
+    """Take 3x3 maxima at stride 2, padded by 1, as maxima of slices along h and then along w.
+
+    Among equal values the first one of a window gets the gradient: the leftmost, then the topmost.
+    """
     for axis in (1, 2):
         pad = [(int(i == axis),) * 2 for i in range(4)]
         x = jnp.pad(x, pad, constant_values=-jnp.inf)

@@ -1,4 +1,4 @@
-"""The layer table that fastai's `learn.summary()` prints: a row a layer, in torch's order."""
+"""The layer table of fastai's `learn.summary()`: one row a layer, in torch's order."""
 
 import functools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Module = tuple[str, ...]  # its path among the variables
 
 
 class Layer(NamedTuple):
-    """One row; the output's shape is torch's, without the batch: (channels, height, width)."""
+    """One row; `output` is torch's shape without the batch: (channels, height, width)."""
 
     type: str
     output: Shape
@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 
 def layer_table(classes: int, size: int, freeze: bool, network: str = "resnet50") -> list[Layer]:
-    """Every layer of the classifier at `size` pixels, in fastai's order; nothing is computed."""
+    """List the layers of the classifier at `size` pixels; nothing is computed."""
     model = Classifier(classes, network)
     chips = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     init = functools.partial(model.init, train=False)
@@ -58,10 +58,10 @@ def _torch_shape(shape: Shape) -> Shape:
 
 
 def _layers(network: str, parameters: set[Module]) -> Iterator[tuple[str, Module, Module]]:
-    """(torch's type, our module with its parameters, and one whose output has its shape).
+    """Yield (torch's type, our module with its parameters, our module with its output shape).
 
-    In torch's order. Our stem pools within its BatchNorm, and a bottleneck's last convolution is
-    within the BatchNorm after it.
+    Two layers have no output of their own here: the stem's BatchNorm pools too, and a
+    bottleneck's last BatchNorm computes the convolution before it.
     """
 
     def body(*names: str) -> Module:

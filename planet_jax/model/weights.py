@@ -1,7 +1,7 @@
-"""torchvision's ResNet50 weights into our tree and back, from the hub or a `.safetensors` file.
+"""Convert torchvision's weights to our variables and back; read them from the hub or a file.
 
-`timm/resnet50.tv_in1k` on the Hugging Face hub is torchvision's own ResNet50 with torchvision's
-names. A file may also carry the head under the names of fastai's positions (`head.2.weight`, ...).
+`timm/resnet50.tv_in1k` on the Hugging Face hub is torchvision's own ResNet50 under torchvision's
+names. A file may hold the head too, named by position in fastai's head (`head.2.weight`, ...).
 """
 
 from collections.abc import Mapping
@@ -27,14 +27,17 @@ Flat = dict[tuple[str, ...], Any]
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """('params', 'backbone', 'layer1_0', 'conv1', 'kernel') → 'layer1.0.conv1.weight'."""
+    """Return torchvision's name of a variable.
+
+    ('params', 'backbone', 'layer1_0', 'conv1', 'kernel') → 'layer1.0.conv1.weight'.
+    """
     _, part, *modules, leaf = path
     prefix = HEAD[modules[0]] if part == "head" else ".".join(modules).replace("_", ".")
     return f"{prefix}.{LEAF[leaf]}"
 
 
 def to_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
-    """HWIO → OIHW for a convolution, (in, out) → (out, in) for a linear layer."""
+    """Transpose a kernel to torch's axes: HWIO → OIHW, or (in, out) → (out, in)."""
     if leaf == "kernel":
         return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
     return array
@@ -47,10 +50,10 @@ def _from_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
 
 
 def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -> Flat:
-    """Fills every leaf of `template` from `state_dict`, and uses every tensor of it.
+    """Fill every leaf of `template` from `state_dict`, and use every tensor of it.
 
     Raises:
-      BadInput: naming all tensors that are missing, misshapen, not finite, or that nothing needs.
+      BadInput: naming every tensor that is missing, misshapen, not finite or unknown.
     """
     wanted = {torch_name(path): path for path in template}
     problems = [f"{name} is missing" for name in wanted if name not in state_dict]
@@ -68,7 +71,7 @@ def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -
         else:
             filled[path] = np.ascontiguousarray(_from_torch_axes(path[-1], array))
     if problems:
-        raise BadInput(f"{where}: these are not ResNet50's weights: {'; '.join(problems)}")
+        raise BadInput(f"{where}: these weights do not fit the network: {'; '.join(problems)}")
     return filled
 
 
@@ -85,7 +88,7 @@ def from_torchvision(
 ) -> tuple[dict, dict]:
     """Return the backbone's float32 `(params, batch_stats)` from torchvision's names and shapes.
 
-    `fc.*`, `head.*` and `*.num_batches_tracked` are left aside.
+    `fc.*`, `head.*` and `*.num_batches_tracked` are ignored.
 
     Raises:
       BadInput: naming every tensor that is missing, misshapen, not finite or unknown.
@@ -101,7 +104,7 @@ def from_torchvision(
 
 
 def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
-    """The classifier's weights under torchvision's names (the head's as `head.2.weight`, ...)."""
+    """Return the weights by torchvision's names, and `head.2.weight`, ... for the head."""
     flat = traverse_util.flatten_dict(variables)
     return {
         torch_name(path): np.ascontiguousarray(to_torch_axes(path[-1], np.asarray(array)))
@@ -110,12 +113,12 @@ def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
 
 
 def fill(variables: Variables, weights: str) -> Variables:
-    """The classifier's `variables` with the backbone (and head, when there) from `weights`.
+    """Replace the backbone in `variables`, and the head if the file has one, by `weights`.
 
     `weights` is "random" (nothing changes), "imagenet" (from the hub) or a `.safetensors` file.
 
     Raises:
-      BadInput: the hub cannot be reached, the file cannot be read, or it holds another network.
+      BadInput: the hub or the file cannot be read, or the weights are another network's.
     """
     if weights == "random":
         return variables
@@ -132,7 +135,7 @@ def fill(variables: Variables, weights: str) -> Variables:
 
 
 def require(weights: str) -> None:
-    """Sees to it, before any other work, that the weights are there; fetches those of the hub.
+    """Check before any other work that the weights exist; download those of the hub.
 
     Raises:
       BadInput: `weights` is neither "random" nor a file, or the hub cannot be reached.
@@ -144,14 +147,14 @@ def require(weights: str) -> None:
 
 
 def _download() -> Path:
-    import huggingface_hub  # heavy, and needed once
+    import huggingface_hub  # heavy, and needed only here
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    huggingface_hub.logging.set_verbosity_error()  # of its retries, one line here tells enough
+    huggingface_hub.logging.set_verbosity_error()  # it logs every retry; our message is enough
     try:
         return Path(huggingface_hub.hf_hub_download(HUB_REPO, HUB_FILE))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(
             f"model.weights=imagenet: {HUB_FILE} of {HUB_REPO} cannot be fetched from its hub "
-            f"({type(error).__name__}); bring the file by hand and set model.weights to its path"
+            f"({type(error).__name__}); copy the file here and set model.weights to its path"
         ) from None

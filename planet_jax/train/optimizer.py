@@ -1,8 +1,8 @@
-"""Adam as fastai v1 runs it: layer groups with their own rates, freezing, one cycle.
+"""Adam as fastai v1 uses it: a learning rate for each layer group, freezing, one cycle.
 
-Learning rates and momentum are not baked into the optimiser: the step takes them as numbers, from a
-table made in float64 before training. So one compiled step serves every schedule, the LR-range
-test's too, and the rates are exact where float32 cosines would cancel.
+Learning rates and momentum are inputs of the step, from a table computed in float64 before
+training. So one compiled step serves every schedule, the LR-range test's too, and rates near 0 do
+not suffer from the cancellation of float32 cosines.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,16 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is in force at each of n steps: `lr` float64 [n, 3], one column a group; `beta1` [n]."""
+    """The rates of n steps: `lr` float64 [n, 3], one column a group, and `beta1` float64 [n]."""
 
     lr: Float[np.ndarray, "n 3"]
     beta1: Float[np.ndarray, " n"]
 
 
 def group_rates(lr: tuple[float, ...]) -> Float[np.ndarray, "3"]:
-    """One rate a group: one for all; two, spaced geometrically from stem to head; or all three.
+    """Return one peak rate for each group.
 
+    `lr` has one rate for all groups; two, spaced geometrically from stem to head; or three.
     fastai's `slice(a, b)` is the tuple of two; its `slice(b)` is `(b / 10, b / 10, b)`.
     """
     if len(lr) == 2:
@@ -44,15 +45,16 @@ def one_cycle(
     final_div: float = 1e4,
     momentum: tuple[float, float] = (0.95, 0.85),
 ) -> Schedule:
-    """fastai v1's one cycle (Smith 2018, arXiv:1803.09820), one value a step.
+    """Return fastai v1's one-cycle schedule (Smith 2018, arXiv:1803.09820).
 
-    The first `int(warm_up * steps)` steps rise by a cosine from rate/div to rate while momentum
-    falls; the rest fall to rate/(div final_div), which no step uses, while momentum rises.
+    Rates rise by a cosine from rate / div to rate in the first `int(warm_up * steps)` steps, while
+    momentum falls. Then they fall to rate / (div * final_div), which would be in force one step
+    after the last, while momentum rises.
     """
     rising = int(warm_up * steps)
     step = np.arange(steps)
     part = np.where(step < rising, step / max(rising, 1), (step - rising) / max(steps - rising, 1))
-    share = (1 - np.cos(np.pi * part)) / 2  # of the way through the present phase
+    share = (1 - np.cos(np.pi * part)) / 2  # of the current phase, along its cosine
     up, share_2d = (step < rising)[:, None], share[:, None]
     low, end = rates / div, rates / (div * final_div)
     high_momentum, low_momentum = momentum
@@ -64,17 +66,17 @@ def one_cycle(
 
 
 def group_labels(params: Params) -> Params:
-    """The layer group of every parameter, in the tree's own shape.
+    """Return the tree of the parameters' layer groups.
 
     Raises:
-      ValueError: for a parameter that belongs to no group.
+      ValueError: a parameter belongs to no group.
     """
     flat = traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict({path: group_of(path) for path in flat})
 
 
 def split_frozen(params: Params, freeze: bool) -> tuple[Params, Params]:
-    """(trainable, frozen) parts of the tree; with `freeze` only BatchNorms and the head train."""
+    """Split into (trainable, frozen); with `freeze` only the head and BatchNorms train."""
     flat = traverse_util.flatten_dict(params)
     trainable = {path: leaf for path, leaf in flat.items() if trains(path, freeze)}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
@@ -82,7 +84,7 @@ def split_frozen(params: Params, freeze: bool) -> tuple[Params, Params]:
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
-    """The whole tree again."""
+    """Undo `split_frozen`."""
     flatten = traverse_util.flatten_dict
     return traverse_util.unflatten_dict(flatten(trainable) | flatten(frozen))
 
@@ -95,11 +97,11 @@ def adam(
     beta2: float = 0.99,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay on every parameter, a learning rate for each label.
+    """Return Adam with decoupled weight decay and a learning rate for each group.
 
-    `labels` names the group of each parameter (`group_labels`). `p (1 - lr wd) - lr adam(g)`, as
-    fastai's `true_wd` has it with `bn_wd`. Cheap to make, so a step makes its own from this step's
-    rates; the state does not depend on them.
+    The update is p (1 - lr wd) - lr adam(g) for every parameter, BatchNorm's and biases too, as
+    with fastai's `true_wd` and `bn_wd`. `labels` is the tree of `group_labels`. The state does not
+    depend on the rates, so each step builds its own optimizer from that step's rates.
     """
     groups = {
         group: optax.adamw(lr[i], b1=beta1, b2=beta2, eps=eps, weight_decay=weight_decay)

@@ -1,7 +1,7 @@
-"""The two pmapped functions of training: one step of it, and the logits of a batch.
+"""The two pmapped functions of training: one training step, and the logits of a batch.
 
-Both take the state whole and replicated, and batches `[devices, chips a device, ...]`; what they
-return is the same on every device. Gradients are of the mean loss over the global batch.
+The state is replicated; batches are `[devices, chips a device, ...]`; results are equal on every
+device. Gradients are those of the mean loss over the global batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,23 +26,23 @@ Rates = dict[str, np.ndarray]  # {"lr": float32 [3], "beta1": float32 []}
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a training step changes."""
+    """Everything that a training step changes."""
 
     step: Array  # int32 []: steps taken
     params: Params
     batch_stats: dict[str, Any]
-    opt_state: optax.OptState  # Adam's moments of the parameters that train
+    opt_state: optax.OptState  # Adam's moments of the trainable parameters
 
     @property
     def variables(self) -> Variables:
-        """What the classifier's `apply` takes."""
+        """The variables for the classifier's `apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(variables: Variables, freeze: bool) -> TrainState:
-    """The state before the first step: these weights, and an optimiser that has seen nothing."""
+    """Create the state before the first step, with zero moments."""
     trainable, _ = split_frozen(variables["params"], freeze)
-    # The rates do not enter the state.
+    # Rates are inputs of the step; the optimizer's state does not depend on them.
     opt_state = adam(group_labels(trainable), np.zeros(3), np.zeros(()), 0.0).init(trainable)
     return TrainState(
         jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state
@@ -52,10 +52,10 @@ def create_state(variables: Variables, freeze: bool) -> TrainState:
 def make_train_step(
     model: Classifier, freeze: bool, weight_decay: float, devices: list[jax.Device] | None = None
 ) -> Callable[[TrainState, dict[str, Array], Rates, Key[Array, ""]], tuple[TrainState, Array]]:
-    """`step(state, batch, rates, key) -> (state, loss)`; the state that goes in is donated.
+    """Make `step(state, batch, rates, key) -> (state, loss)`, which donates its input state.
 
-    `batch` holds uint8 chips [devices, b, H, W, 3] and targets [devices, b, classes], `key` the
-    run's dropout key. Parameters that do not train are not differentiated.
+    `batch` has uint8 chips [devices, b, H, W, 3] and targets [devices, b, classes]; `key` is the
+    run's dropout key. Frozen parameters are not differentiated.
     """
 
     def step(
@@ -75,8 +75,8 @@ def make_train_step(
             return losses.mean(), changed["batch_stats"]
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-        # Global statistics are equal on all devices already; a device's own are averaged here, as
-        # one vector: compilers send no more than some 256 arrays in one all-reduce.
+        # Global statistics are already equal on all devices; per-device ones are averaged here. As
+        # one vector, because compilers combine at most some 256 arrays into one all-reduce.
         stats, unravel = ravel_pytree(batch_stats)
         to_average = (loss, grads, stats if model.axis_name is None else None)
         loss, grads, averaged = lax.pmean(to_average, BATCH_AXIS)
@@ -99,9 +99,9 @@ def make_train_step(
 def make_predict_step(
     model: Classifier, devices: list[jax.Device] | None = None, average: str = ""
 ) -> Callable[[Variables, UInt8[Array, "d b h w 3"]], Float[Array, "n classes"]]:
-    """`predict(variables, chips) -> logits` of the whole global batch, on every device.
+    """Make `predict(variables, chips) -> logits`: of the global batch, on every device.
 
-    `average` is as in `batch_logits`.
+    `average` is that of `batch_logits`.
     """
 
     def predict(variables: Variables, chips: UInt8[Array, "b h w 3"]) -> Array:
@@ -114,10 +114,10 @@ def make_predict_step(
 def batch_logits(
     model: Classifier, variables: Variables, chips: UInt8[Array, "b s s 3"], average: str = ""
 ) -> Float[Array, "b classes"]:
-    """The chips' logits, as scoring computes them.
+    """Return the chips' logits with running statistics and no dropout.
 
-    With `average` (see `average_logits`) they are those of the chips' eight dihedral views, which
-    are made on the device and go through the model one after the other.
+    With an `average` (see `average_logits`), average over each chip's eight dihedral views. The
+    views are computed on the device, one at a time to save memory.
     """
 
     def logits_of(chips: Array) -> Any:
@@ -130,7 +130,7 @@ def batch_logits(
 
 
 def dihedral_view(chips: UInt8[Array, "b s s 3"], view: Int[Array, ""]) -> UInt8[Array, "b s s 3"]:
-    """One of the square's eight symmetries, numbered as `data.augment` numbers them."""
+    """Apply one of the square's eight symmetries, numbered as in `data.augment`."""
     chips = jnp.where(view & 1, chips[:, :, ::-1], chips)
     chips = jnp.where(view & 2, chips[:, ::-1], chips)
     return jnp.where(view & 4, chips.swapaxes(1, 2), chips)
@@ -139,10 +139,10 @@ def dihedral_view(chips: UInt8[Array, "b s s 3"], view: Int[Array, ""]) -> UInt8
 def average_logits(
     logits: Float[Array, "views ..."], average: str, weights: Sequence[float] = ()
 ) -> Float[Array, "..."]:
-    """One logit for several of the same thing, equally or by `weights` that add up to 1.
+    """Average logits over their first axis, equally or by `weights` that sum to 1.
 
-    With `average` = "probabilities" it is the logit of the mean probability, which no large logit
-    makes infinite; with "logits" the mean logit.
+    "probabilities" gives the logit of the mean probability, finite for any finite logits; "logits"
+    gives the mean logit.
     """
     share = jnp.array(weights or [1 / len(logits)] * len(logits), logits.dtype)
     share = share.reshape(-1, *[1] * (logits.ndim - 1))
@@ -153,5 +153,5 @@ def average_logits(
 
 
 def to_devices(array: np.ndarray, devices: int) -> np.ndarray:
-    """[n, ...] → [devices, n / devices, ...], as pmap takes it."""
+    """Reshape [n, ...] to [devices, n / devices, ...] for pmap."""
     return array.reshape(devices, len(array) // devices, *array.shape[1:])

@@ -1,0 +1,91 @@
+"""The compiled float32 steps against the same steps in float64: no miscompilation may pass.
+
+jaxlib 0.10.2 sums some products wrongly on a CPU (jax issue 39103). Its results are plausible, so
+only a comparison shows it. Both sides here start from one set of weights and take one step, with
+no dropout, whose masks depend on the dtype.
+"""
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+
+from planet_jax.model import classifier
+from planet_jax.train.steps import create_state, make_predict_step, make_train_step, to_devices
+
+EPS = float(np.finfo(np.float32).eps)  # 1.2e-7: what one rounding changes, relatively
+BETA1 = 0.9
+# Bounds in roundings; a value passes some 20 layers in the tiny network and 50 in ResNet50, and
+# BatchNorm divides by deviations smaller than the values. Rounding alone gave at most 22 for
+# statistics and 135 for gradients in the tiny network.
+BOUNDS = {"logits": 200, "loss": 200, "statistics": 200, "gradients": 2000}
+
+
+def relative_error(a, b):
+    """|a - b| / |b| in the Euclidean norm, in float64."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), np.finfo(np.float64).tiny)
+
+
+def check(results, references, bounds=BOUNDS):
+    """Compare two results of `one_step`, leaf by leaf."""
+    for kind, bound in bounds.items():
+        leaves = jax.tree_util.tree_leaves_with_path(results[kind])
+        for (path, a), b in zip(leaves, jax.tree.leaves(references[kind]), strict=True):
+            error = relative_error(a, b) / EPS
+            assert error < bound, f"{kind}{jax.tree_util.keystr(path)}: {error:.0f} roundings"
+
+
+def one_step(precision, variables, batch, devices, freeze, network):
+    """Logits before a step, and the loss, gradients and statistics of that step."""
+    dtype = np.dtype(precision)
+    with jax.enable_x64(precision == "float64"):
+        variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
+        model = classifier.build(5, network, precision=precision).clone(dropout=(0.0, 0.0))
+        devices = jax.devices()[:devices]
+        batch = {name: to_devices(array, len(devices)) for name, array in batch.items()}
+        logits = make_predict_step(model, devices)(variables, batch["chips"])
+        step = make_train_step(model, freeze, 1e-2, devices)
+        rates = {"lr": np.full(3, 1e-3, dtype), "beta1": np.asarray(BETA1, dtype)}
+        state, loss = step(create_state(variables, freeze), batch, rates, jax.random.key(0))
+        # Adam's first moment after one step is (1 - beta1) times the gradient.
+        adam = {
+            name: group.inner_state[0].mu for name, group in state.opt_state.inner_states.items()
+        }
+        return jax.tree.map(
+            np.asarray,
+            {"logits": logits, "loss": loss, "gradients": adam, "statistics": state.batch_stats},
+        )
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "batch_size", "devices", "freeze"),
+    [
+        ("tiny", 32, 8, 1, False),
+        pytest.param("tiny", 64, 16, 4, False, marks=pytest.mark.slow),
+        pytest.param("tiny", 128, 12, 4, True, marks=pytest.mark.slow),
+        pytest.param("tiny", 96, 33, 1, False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_step_is_that_of_float64(network, size, batch_size, devices, freeze):
+    rng = np.random.default_rng(0)
+    chips = rng.integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
+    targets = (rng.random((batch_size, 5)) < 0.4).astype(np.uint8)
+    batch = {"chips": chips, "targets": targets}
+    variables = jax.tree.map(np.asarray, classifier.init(5, 0, network))
+    arguments = (variables, batch, devices, freeze, network)
+    check(one_step("float32", *arguments), one_step("float64", *arguments))
+
+
+def test_the_known_miscompilation_is_seen():
+    """The reproducer of jax issue 39103: each row's sum of squares of matrix @ row."""
+    rows = np.arange(32_769, dtype=np.float32)[:, None] * np.eye(1, 3, dtype=np.float32)
+    matrix = jnp.eye(3)
+    sums = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
+    exact = {"sums": (rows.astype(np.float64) ** 2).sum(1)}
+    if jaxlib.__version__ == "0.10.2":
+        with pytest.raises(AssertionError, match="roundings"):
+            check({"sums": sums}, exact, {"sums": 200})
+    else:
+        check({"sums": sums}, exact, {"sums": 200})
