@@ -55,9 +55,7 @@ def flaxs(chips: np.ndarray, targets: np.ndarray, freeze: bool) -> Step:
 def torchs(chips: np.ndarray, targets: np.ndarray, freeze: bool, channels_last: bool) -> Step:
     import torch
 
-    torch.library.register_fake = lambda *args, **kwargs: (
-        lambda f: f
-    )  # for CPU builds
+    torch.library.register_fake = lambda *args, **kwargs: lambda f: f  # for CPU builds
     import torchvision
 
     layout = torch.channels_last if channels_last else torch.contiguous_format

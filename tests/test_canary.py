@@ -16,10 +16,15 @@ from planet_jax.train.steps import create_state, make_predict_step, make_train_s
 
 EPS = float(np.finfo(np.float32).eps)  # 1.2e-7: what one rounding changes, relatively
 BETA1 = 0.9
-# Bounds in roundings; a value passes some 20 layers in the tiny network and 50 in ResNet50, and
-# BatchNorm divides by deviations smaller than the values. Rounding alone gave at most 22 for
-# statistics and 135 for gradients in the tiny network.
-BOUNDS = {"logits": 200, "loss": 200, "statistics": 200, "gradients": 2000}
+# Bounds in roundings (EPS). A value passes some 20 layers in the tiny network and 50 in ResNet50, and
+# BatchNorm magnifies errors where deviations are small. Rounding alone gave at most 22 for statistics
+# and 135 for gradients (tiny), 335 for statistics (ResNet50). One of 40,000 rows left out of a mean
+# changes it by some 200. ResNet50's gradients differ by 2%, because rounding turns some ReLUs over
+# and moves some maxima: they are held to 10%.
+BOUNDS = {
+    "tiny": {"logits": 200, "loss": 200, "statistics": 200, "gradients": 2000},
+    "resnet50": {"logits": 200, "loss": 200, "statistics": 2000, "gradients": 0.1 / EPS},
+}
 
 
 def relative_error(a, b):
@@ -28,7 +33,7 @@ def relative_error(a, b):
     return np.linalg.norm(a - b) / max(np.linalg.norm(b), np.finfo(np.float64).tiny)
 
 
-def check(results, references, bounds=BOUNDS):
+def check(results, references, bounds):
     """Compare two results of `one_step`, leaf by leaf."""
     for kind, bound in bounds.items():
         leaves = jax.tree_util.tree_leaves_with_path(results[kind])
@@ -55,17 +60,20 @@ def one_step(precision, variables, batch, devices, freeze, network):
         }
         return jax.tree.map(
             np.asarray,
-            {"logits": logits, "loss": loss, "gradients": adam, "statistics": state.batch_stats},
+            {"logits": logits, "loss": loss, "gradients": moments, "statistics": state.batch_stats},
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "size", "batch_size", "devices", "freeze"),
     [
         ("tiny", 32, 8, 1, False),
-        pytest.param("tiny", 64, 16, 4, False, marks=pytest.mark.slow),
-        pytest.param("tiny", 128, 12, 4, True, marks=pytest.mark.slow),
-        pytest.param("tiny", 96, 33, 1, False, marks=pytest.mark.slow),
+        ("tiny", 64, 16, 4, False),
+        ("tiny", 96, 33, 1, False),
+        ("tiny", 128, 12, 4, True),
+        ("resnet50", 64, 16, 1, False),
+        ("resnet50", 64, 16, 4, True),
     ],
 )
 def test_a_compiled_step_is_that_of_float64(network, size, batch_size, devices, freeze):
@@ -75,7 +83,7 @@ def test_a_compiled_step_is_that_of_float64(network, size, batch_size, devices, 
     batch = {"chips": chips, "targets": targets}
     variables = jax.tree.map(np.asarray, classifier.init(5, 0, network))
     arguments = (variables, batch, devices, freeze, network)
-    check(one_step("float32", *arguments), one_step("float64", *arguments))
+    check(one_step("float32", *arguments), one_step("float64", *arguments), BOUNDS[network])
 
 
 def test_the_known_miscompilation_is_seen():

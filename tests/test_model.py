@@ -62,7 +62,7 @@ def _is_stage(module, method):
     ("kernel", "stride", "width"), [*itertools.product([1, 3, 7], [1, 2], [5, 256])]
 )
 def test_convolution_and_its_gradients_are_xlas(kernel, stride, width):
-    """Whatever the CPU does for speed, few channels or many, against the plain convolution."""
+    """Every special form of the CPU, for few channels or many, against the plain convolution."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 9, 8, width)).astype(np.float32)
     w = rng.standard_normal((kernel, kernel, width, 6)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_convolution_and_its_gradients_are_xlas(kernel, stride, width):
 
 
 def test_batch_norm_is_torchs():
-    """Biased variance normalises, the unbiased one is kept, in torch's momentum of 0.1."""
+    """The biased variance normalizes; the running one takes the unbiased, with momentum 0.1."""
     rng = np.random.default_rng(0)
     x = (3 + 2 * rng.standard_normal((6, 2, 2, 4))).astype(np.float32)
     variables = {
@@ -111,7 +111,7 @@ def test_batch_norm_is_torchs():
     np.testing.assert_allclose(scored, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [2, 16])  # of a side: too few for the short cut, and enough
+@pytest.mark.parametrize("rows", [2, 16])  # a side: too few for folding, and enough
 def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
     """Output, statistics and all three gradients, in float64, so that only the formula counts."""
     with jax.enable_x64(True):
@@ -132,7 +132,7 @@ def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
 
 @pytest.mark.parametrize("size", [9, 8])
 def test_batch_norm_of_pooled_maxima_is_the_pool_of_batch_norm(size):
-    """With gains of both signs, whose order the normalisation turns; gradients too."""
+    """With gains of both signs; a negative one reverses the order of values. Gradients too."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = rng.standard_normal((4, size, size, 12))

@@ -6,7 +6,7 @@ import optax
 import pytest
 from conftest import needs_shared
 
-from planet_jax.model.layers import BatchNorm
+from planet_jax.model.norm import BatchNorm
 from planet_jax.train.log import Smooth
 from planet_jax.train.optimizer import (
     adam,
@@ -70,7 +70,7 @@ def tiny_variables(arrays, prefix):
 
 @needs_shared
 def test_trajectory_is_fastais(reference, arrays):
-    """The reference's groups b and c are bare Linear layers, and fastai v1's optimiser takes only
+    """The reference's groups b and c are bare Linear layers, and fastai v1's optimizer takes only
     the children of a group's modules: they have none, so b and c kept their values to the bit."""
     expected = reference["trajectory"]
     params, stats = tiny_variables(arrays, "traj_init")
