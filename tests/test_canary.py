@@ -16,11 +16,11 @@ from planet_jax.train.steps import create_state, make_predict_step, make_train_s
 
 EPS = float(np.finfo(np.float32).eps)  # 1.2e-7: what one rounding changes, relatively
 BETA1 = 0.9
-# Bounds in roundings (EPS). A value passes some 20 layers in the tiny network and 50 in ResNet50, and
-# BatchNorm magnifies errors where deviations are small. Rounding alone gave at most 22 for statistics
-# and 135 for gradients (tiny), 335 for statistics (ResNet50). One of 40,000 rows left out of a mean
-# changes it by some 200. ResNet50's gradients differ by 2%, because rounding turns some ReLUs over
-# and moves some maxima: they are held to 10%.
+# Bounds in roundings (EPS). A value passes some 20 layers in the tiny network, 50 in ResNet50, and
+# BatchNorm magnifies errors where deviations are small. Rounding alone gave at most 22 for
+# statistics and 135 for gradients (tiny), and 335 for statistics (ResNet50). A mean that leaves out
+# one of 40,000 rows changes by some 200. ResNet50's gradients differ by 2%, because rounding
+# changes the sign before some ReLUs and the place of some maxima: they are held to 10%.
 BOUNDS = {
     "tiny": {"logits": 200, "loss": 200, "statistics": 200, "gradients": 2000},
     "resnet50": {"logits": 200, "loss": 200, "statistics": 2000, "gradients": 0.1 / EPS},
@@ -55,9 +55,8 @@ def one_step(precision, variables, batch, devices, freeze, network):
         rates = {"lr": np.full(3, 1e-3, dtype), "beta1": np.asarray(BETA1, dtype)}
         state, loss = step(create_state(variables, freeze), batch, rates, jax.random.key(0))
         # Adam's first moment after one step is (1 - beta1) times the gradient.
-        adam = {
-            name: group.inner_state[0].mu for name, group in state.opt_state.inner_states.items()
-        }
+        groups = state.opt_state.inner_states
+        moments = {name: group.inner_state[0].mu for name, group in groups.items()}
         return jax.tree.map(
             np.asarray,
             {"logits": logits, "loss": loss, "gradients": moments, "statistics": state.batch_stats},
