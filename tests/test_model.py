@@ -113,7 +113,7 @@ def test_batch_norm_is_torchs():
 
 @pytest.mark.parametrize("rows", [2, 16])  # a side: too few for folding, and enough
 def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
-    """Output, statistics and all three gradients, in float64, so that only the formula counts."""
+    """Output, statistics and all three gradients, in float64 to show errors of the formula only."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = 1 + rng.standard_normal((4, rows, rows, 8))
@@ -175,8 +175,10 @@ def _same(short, long, *arguments):
 
 
 def test_moments_of_a_product_are_summed_in_float32():
-    """Where the mean is large, what is left of the squares after it is the small difference of
-    sums: of the very products of bfloat16s, whose own rounding would be larger than that."""
+    """With a large mean, the variance is a small difference of large sums.
+
+    Rounding the products to bfloat16 would change it by more than its size.
+    """
     rng = np.random.default_rng(0)
     x = jnp.asarray(4 + rng.standard_normal((2048, 16)), jnp.bfloat16)
     kernel = rng.standard_normal((16, 24)).astype(np.float32)

@@ -57,7 +57,7 @@ def take_steps(
 
 
 def test_four_devices_train_as_one(variables, batch):
-    """The same losses but for the order of sums.
+    """The losses are equal except for the order of sums.
 
     A fresh ResNet50 in float32 is chaotic: sums in another order move its loss in the fifth or
     sixth digit, and its gradient by a per cent, as near-ties of the max pool fall the other way.
@@ -106,8 +106,10 @@ def test_one_two_four_and_eight_devices_have_the_same_losses():
 
 
 def test_bfloat16_is_of_the_activations_alone(variables, batch):
-    """Whatever is kept from step to step, and the loss, have the types of a float32 run. (What it
-    does to a block: test_model; to the score of a stage: benchmarks/precision.py.)"""
+    """The state and the loss keep the dtypes of a float32 run.
+
+    test_model has the effect on a block, benchmarks/precision.py that on a stage's scores.
+    """
     rates = {"lr": np.zeros(3, np.float32), "beta1": np.zeros((), np.float32)}
     on_devices = {name: to_devices(array, 1) for name, array in batch.items()}
     shapes = []
@@ -205,7 +207,7 @@ def test_averages_of_logits_and_of_probabilities():
 
 
 def test_eight_views_give_a_chip_and_its_mirror_the_same_logits(variables, batch):
-    """And they are the average of the views, each seen by itself."""
+    """They equal the average of eight separate passes."""
     model, chips = classifier.build(5), batch["chips"][:4]
     predict = make_predict_step(model, jax.devices()[:1])
     views = [

@@ -41,9 +41,10 @@ class _Norm(nn.Module):
     def _mean_and_gain(
         self, scale: Float[Array, " c"], batch: Moments | None
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        """Return the mean and `scale` / standard deviation.
+        """Return the mean, and the gain: `scale` over the standard deviation.
 
-        They are the batch's, whose moments update the running statistics; or with None, those.
+        Both are of the running statistics if `batch` is None. Otherwise they are the batch's,
+        and its moments update the running statistics.
         """
         shape, dtype = scale.shape, self.precision.state
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
