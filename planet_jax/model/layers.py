@@ -47,9 +47,9 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 features"]:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", KERNEL_INIT, shape, self.precision.state)
         dtype = self.precision.activations
-        return convolve(x.astype(dtype), kernel.astype(dtype), self.stride)
+        kernel = self.param("kernel", KERNEL_INIT, shape, self.precision.state).astype(dtype)
+        return convolve(x.astype(dtype), kernel, self.stride)
 
 
 class Kernel(nn.Module):
