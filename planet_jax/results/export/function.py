@@ -8,7 +8,7 @@ import numpy as np
 from jax import export, lax
 from jaxtyping import Array, Float, Int, UInt8
 
-from planet_jax.data.augment import AREA_BITS, POSITION_BITS, SHARE_BITS, lighting_tables
+from planet_jax.data.warp import AREA_BITS, POSITION_BITS, SHARE_BITS, lighting_tables
 from planet_jax.model.classifier import Classifier, Variables
 from planet_jax.score.calibration import Calibration
 from planet_jax.train.steps import batch_logits
