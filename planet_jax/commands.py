@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from planet_jax.config import load, of_all_hosts, validate
-from planet_jax.data import dataset, kaggle, sample
+from planet_jax.data import dataset
 from planet_jax.data import labels as label_file
+from planet_jax.data import prepare as preparation
 from planet_jax.model import weights
 from planet_jax.model.summary import layer_table
 from planet_jax.preflight import compile as preflight_of
@@ -36,7 +37,6 @@ from planet_jax.results.report import parts as report_page
 from planet_jax.runtime import distributed
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import atomic_file, lock_folder
-from planet_jax.runtime.progress import progress
 from planet_jax.train import checkpoint, loop
 from planet_jax.train import lr_range as range_test
 from planet_jax.train.stage import Stage
@@ -45,42 +45,12 @@ COMPETITION_CLASSES, COMPETITION_CHIPS = 17, 40_479
 
 
 def prepare(config: ConfigDict) -> dataset.Dataset:
-    """Fetches or draws what data.root lacks, builds the data set in data.cache, and returns it."""
-    root, data = Path(config.data.root), config.data
-    if data.source != "folder":
-        # Process 0 before the others, who may see the same disk or have their own.
-        distributed.run_on_main(lambda: _obtain(config, root))
-        if not distributed.is_main_process():
-            _obtain(config, root)
-    data_set = dataset.load(root, Path(data.cache), data.decoded)
-    distributed.require_same({"labels": data_set.labels.digest(), "chips": data_set.digest})
+    """Obtain and build the data set of config.data, and return it."""
+    data_set = preparation.prepare(config.data, config.sample)
     n, height, width, _ = data_set.chips.shape
-    print(f"{root}: {n} chips of {height}x{width}, {len(data_set.labels.classes)} labels, ready")
+    classes = len(data_set.labels.classes)
+    print(f"{config.data.root}: {n} chips of {height}x{width}, {classes} labels, ready")
     return data_set
-
-
-def _obtain(config: ConfigDict, root: Path) -> None:
-    try:
-        with lock_folder(Path(config.data.cache)):  # root may be read-only
-            _fill(config, root)
-    except OSError as error:
-        raise BadInput(f"config.data.root = {root}: cannot be filled ({error})") from error
-
-
-def _fill(config: ConfigDict, root: Path) -> None:
-    options = config.sample
-    if config.data.source == "kaggle":
-        kaggle.fetch(
-            root,
-            competition=config.data.kaggle_competition,
-            mirror=config.data.kaggle_mirror,
-            test=config.data.test_chips,
-        )
-    elif not (root / label_file.CSV).exists():
-        with progress("drawing chips", options.chips + options.test_chips, "chips") as advance:
-            sample.draw_sample(
-                root, options.chips, options.test_chips, options.seed, lambda *_: advance()
-            )
 
 
 def _stage(config: ConfigDict, *, trained: bool = False) -> Stage:

@@ -29,8 +29,11 @@ def one(**parameters):
 
 
 def check(rendered, expected):
-    """fastai computes in float and we return uint8: half a level of rounding, half of the table's
-    quarter levels, and the float16 of the stored reference (a level has 1/8 of its steps there)."""
+    """Compare uint8 levels with fastai's floats.
+
+    The difference has three parts: rounding to uint8 (half a level), the lighting table's quarter
+    levels, and the reference's float16 (steps of an eighth of a level).
+    """
     expected = expected.astype(np.float64) * (1 if expected.dtype == np.uint8 else 255)
     off = np.abs(rendered - expected)
     assert off.max() < 1.0
@@ -39,14 +42,14 @@ def check(rendered, expected):
 
 @needs_shared
 @pytest.mark.parametrize("name", CASES)
-def test_each_transform_is_fastais(arrays, name):
+def test_each_transform_matches_fastai(arrays, name):
     parameters, size = CASES[name]
     check(render(arrays["image_u8"][None], one(**parameters), size)[0], arrays[name])
 
 
 @needs_shared
 @pytest.mark.parametrize("size", [128, 256])
-def test_composition_and_validation_are_fastais(arrays, reference, size):
+def test_composition_and_validation_match_fastai(arrays, reference, size):
     chip = arrays["image_u8"][None]
     check(render(chip, None, size)[0], arrays[f"valid_{size}"])
     for case, short in reference["composed_cases"].items():
@@ -54,8 +57,8 @@ def test_composition_and_validation_are_fastais(arrays, reference, size):
         check(render(chip, one(**parameters), size)[0], arrays[f"composed_{case}_{size}"])
 
 
-def plainly(chip, augmentation, size):
-    """The rule, once more, one output pixel after the other in float64."""
+def render_in_float64(chip, augmentation, size):
+    """Render by fastai's rule, written out in float64 without tables or integers."""
     height, width, _ = chip.shape
     k, angle = int(augmentation.dihedral[0]), np.deg2rad(augmentation.degrees[0])
     x, y = (-1 if k & 1 else 1), (-1 if k & 2 else 1)
@@ -75,7 +78,7 @@ def plainly(chip, augmentation, size):
     shrink = min(height, width) / size / 2
     span = points[..., :2].max() - points[..., :2].min()
     if shrink > 1 and shrink > 2 / span:
-        source = shrunk(source, int(height / shrink), int(width / shrink))
+        source = shrink_by_area(source, int(height / shrink), int(width / shrink))
         height, width, _ = source.shape
 
     def reflect(i, n):
@@ -96,7 +99,7 @@ def plainly(chip, augmentation, size):
     return 255 / (1 + np.exp(-logit))
 
 
-def shrunk(image, height, width):
+def shrink_by_area(image, height, width):
     out = np.empty((height, width, 3))
     for i in range(height):
         for j in range(width):
@@ -115,17 +118,17 @@ def shrunk(image, height, width):
     max_degrees=st.sampled_from([10.0, 45.0, 180.0]),
     max_zoom=st.sampled_from([1.05, 1.5, 4.0]),
 )
-def test_any_draw_at_any_size_is_the_rule(seed, height, width, size, max_degrees, max_zoom):
+def test_any_draw_at_any_size_follows_the_rule(seed, height, width, size, max_degrees, max_zoom):
     rng = np.random.default_rng(seed)
     smooth = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
     chip = render(smooth[None], None, 128)[0][:height, :width]
     drawn = draw(rng, 1, max_degrees=max_degrees, max_zoom=max_zoom, p=0.9)
-    off = np.abs(render(chip[None], drawn, size)[0] - plainly(chip, drawn, size))
-    assert off.max() < 1.5  # as `check`; dark and bright ends are steep in logit space
+    off = np.abs(render(chip[None], drawn, size)[0] - render_in_float64(chip, drawn, size))
+    assert off.max() < 1.5  # as `check`; dark and bright levels are steep in logit space
     assert off.mean() < 0.35
 
 
-def test_draws_are_distributed_as_fastais():
+def test_draws_have_fastais_distributions():
     n = 20_000
     drawn = draw(np.random.default_rng(3), n)
     for name, neutral in (("degrees", 0), ("zoom", 1), ("brightness", 0.5), ("contrast", 1)):
@@ -145,7 +148,7 @@ def test_draws_are_distributed_as_fastais():
     assert logs.max() == pytest.approx(-np.log(0.9), rel=1e-3)
 
 
-def test_a_chip_does_not_depend_on_its_batch():
+def test_rendering_does_not_depend_on_the_batch():
     rng = np.random.default_rng(0)
     chips = rng.integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
     drawn = draw(rng, 5)

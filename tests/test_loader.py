@@ -4,6 +4,7 @@ from conftest import write_chips
 from PIL import Image
 
 from planet_jax.data import dataset, loader
+from planet_jax.data.augment import render
 from planet_jax.runtime.errors import BadInput
 
 SETTINGS = {"size": 32, "batch_size": 8, "epochs": 3, "seed": 5, "augment": {}}
@@ -25,9 +26,9 @@ def joined(steps, name):
     return np.concatenate([step[name] for step in steps])
 
 
-def test_an_epoch_has_each_chip_once_less_the_dropped_tail(data):
+def test_epoch_has_each_chip_once_but_for_the_dropped_batch(data):
     steps = batches(data)
-    assert len(steps) == 9  # 28 chips make 3 whole batches of 8, in each of 3 epochs
+    assert len(steps) == 9  # 3 full batches of 8 from 28 chips, in each of 3 epochs
     orders = []
     for epoch in range(3):
         targets = joined(steps[3 * epoch : 3 * epoch + 3], "targets")[:, 1:]
@@ -38,7 +39,7 @@ def test_an_epoch_has_each_chip_once_less_the_dropped_tail(data):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_the_same_global_batches_on_any_number_of_hosts(data, hosts):
+def test_global_batches_do_not_depend_on_hosts(data, hosts):
     alone = batches(data)
     shares = [batches(data, share=loader.Share(host, hosts)) for host in range(hosts)]
     for step, whole in enumerate(alone):
@@ -47,7 +48,7 @@ def test_the_same_global_batches_on_any_number_of_hosts(data, hosts):
             np.testing.assert_array_equal(together, whole[name])
 
 
-def test_threads_and_restarts_change_nothing(data):
+def test_batches_do_not_depend_on_threads_or_restarts(data):
     whole = batches(data, threads=0)
     for changes in ({"threads": 3}, {"threads": 1, "first_step": 4}):
         other = batches(data, **changes)
@@ -56,8 +57,8 @@ def test_threads_and_restarts_change_nothing(data):
             np.testing.assert_array_equal(a["targets"], b["targets"])
 
 
-def test_seed_and_epoch_move_order_and_augmentation(data):
-    rows = np.arange(24)  # three batches of 8: nothing is dropped
+def test_order_and_augmentation_depend_on_seed_and_epoch(data):
+    rows = np.arange(24)  # three batches of 8; none is dropped
     first, second = batches(data, rows=rows), batches(data, rows=rows, seed=6)
     assert (joined(first, "targets") != joined(second, "targets")).any()
 
@@ -71,7 +72,7 @@ def test_seed_and_epoch_move_order_and_augmentation(data):
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_scoring_has_every_chip_once_in_order(data, hosts):
+def test_score_batches_have_every_chip_once_in_order(data, hosts):
     rows = np.array([5, 3, 29, 0, 11])
     parts = [
         list(loader.score_batches(data, rows, size=32, batch_size=4, share=loader.Share(h, hosts)))
@@ -80,12 +81,10 @@ def test_scoring_has_every_chip_once_in_order(data, hosts):
     steps = [{k: np.concatenate([p[i][k] for p in parts]) for k in parts[0][i]} for i in range(2)]
     real = joined(steps, "real")
     assert real.tolist() == [True] * 5 + [False] * 3
-    np.testing.assert_array_equal(
-        joined(steps, "chips")[real], loader.render(data.chips[rows], None, 32)
-    )
+    np.testing.assert_array_equal(joined(steps, "chips")[real], render(data.chips[rows], None, 32))
 
 
-def test_a_folder_takes_any_image_and_names_a_broken_one(data, tmp_path):
+def test_folder_batches_decode_any_image_and_name_a_damaged_one(data, tmp_path):
     files = [tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / "c.jpg"]
     Image.new("LA", (50, 70), 128).save(files[0])
     Image.new("CMYK", (33, 33)).save(files[1])
@@ -98,10 +97,10 @@ def test_a_folder_takes_any_image_and_names_a_broken_one(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_twenty_epochs(data):
-    """Of the process's own pages: those of the mapped store are the kernel's to drop."""
+def test_memory_does_not_grow_over_epochs(data):
+    """Count anonymous pages only; the kernel can drop those of the mapped chips."""
 
-    def own_megabytes():
+    def anonymous_megabytes():
         with open("/proc/self/status") as status:
             (line,) = (line for line in status if line.startswith("RssAnon"))
         return int(line.split()[1]) / 1024
@@ -110,6 +109,6 @@ def test_memory_is_flat_over_twenty_epochs(data):
     settings = SETTINGS | {"size": 128, "epochs": 20 * 40, "augment": {}}
     for step, _ in enumerate(loader.train_batches(data, ROWS, **settings)):
         if step % 240 == 239:
-            sizes.append(own_megabytes())
+            sizes.append(anonymous_megabytes())
     assert len(sizes) == 10
     assert sizes[-1] - sizes[1] < 8, sizes

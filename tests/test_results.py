@@ -149,7 +149,7 @@ def test_fastais_scheme_is_what_its_source_says(run):
 
     views = []
     for i in range(8):
-        rng = loader.random(0, "tta", i)
+        rng = loader.named_rng(0, "tta", i)
         drawn = loader.draw(rng, 8, 10.0, 1.05, 0.1, 0.75)
         drawn.zoom[:], drawn.row_pct[:], drawn.col_pct[:] = 1.35, i % 2, i // 2 % 2
         pixels = loader.render(chips, drawn, 32)

@@ -10,15 +10,15 @@ from planet_jax.data import sample
 from planet_jax.runtime.errors import BadInput
 
 
-def files(root):
+def contents(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def test_the_same_seed_draws_the_same_bytes_and_a_larger_sample_holds_the_smaller(tmp_path):
+def test_seed_fixes_the_bytes_and_a_larger_sample_contains_the_smaller(tmp_path):
     sample.draw_sample(tmp_path / "small", 3, 1, seed=7)
     sample.draw_sample(tmp_path / "large", 5, 2, seed=7)
     sample.draw_sample(tmp_path / "other", 3, 1, seed=8)
-    small, large, other = (files(tmp_path / name) for name in ("small", "large", "other"))
+    small, large, other = (contents(tmp_path / name) for name in ("small", "large", "other"))
 
     chips = [name for name in small if name.endswith(".jpg")]
     assert len(chips) == 4
@@ -28,19 +28,18 @@ def test_the_same_seed_draws_the_same_bytes_and_a_larger_sample_holds_the_smalle
     assert small["train-jpg/train_0.jpg"] != small["test-jpg/test_0.jpg"]
 
 
-def test_the_layout_is_the_competitions(tmp_path):
-    steps = []
-    sample.draw_sample(tmp_path, 3, 2, seed=0, progress=lambda *step: steps.append(step))
+def test_layout_matches_the_competition(tmp_path, capsys):
+    sample.draw_sample(tmp_path, 3, 2, seed=0)
 
     jpegs = [f"train-jpg/train_{i}.jpg" for i in range(3)] + [
         f"test-jpg/test_{i}.jpg" for i in (0, 1)
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["test-jpg", "train-jpg", "train_v2.csv"]
-    assert set(files(tmp_path)) == {"train_v2.csv", *jpegs}
+    assert set(contents(tmp_path)) == {"train_v2.csv", *jpegs}
     table = pd.read_csv(tmp_path / "train_v2.csv")
     assert list(table.columns) == ["image_name", "tags"]
     assert list(table.image_name) == ["train_0", "train_1", "train_2"]
-    assert steps == [("drawing", done, 5) for done in range(1, 6)]
+    assert "drawing chips: 5/5 chips" in capsys.readouterr().err
     for name in jpegs:
         with Image.open(tmp_path / name) as chip:
             assert (chip.mode, chip.size) == ("CMYK", (256, 256))
@@ -51,7 +50,7 @@ def test_the_layout_is_the_competitions(tmp_path):
 @pytest.mark.parametrize(
     "tags", [("clear", "primary"), ("agriculture", "clear", "road"), ("cloudy",)]
 )
-def test_a_chip_opens_in_the_colours_that_were_drawn(tags):
+def test_encoding_keeps_the_colors(tags):
     drawn = sample.draw_chip(np.random.default_rng(0), tags)
     opened = np.asarray(Image.open(io.BytesIO(sample.encode(drawn))).convert("RGB"))
 
@@ -61,7 +60,7 @@ def test_a_chip_opens_in_the_colours_that_were_drawn(tags):
     np.testing.assert_allclose(opened.mean((0, 1)), drawn.mean((0, 1)), atol=1)
 
 
-def test_tags_keep_the_rules_and_about_the_shares_of_the_real_labels():
+def test_tags_follow_the_rules_and_about_the_real_shares():
     drawn = [sample.draw_tags(np.random.default_rng([0, 0, i])) for i in range(4000)]
     weather = {"clear", "partly_cloudy", "haze", "cloudy"}
     for tags in drawn:
@@ -84,47 +83,57 @@ def test_tags_keep_the_rules_and_about_the_shares_of_the_real_labels():
 
 
 @pytest.mark.parametrize("tag", [tag for tag in (*sample.TAGS, *sample.WEATHER) if tag != "clear"])
-def test_every_tag_shows_at_64_pixels(tag):
+def test_every_tag_is_visible_at_64_pixels(tag):
     beside = {"primary": (), "cloudy": ()}.get(tag, ("primary",))
     for seed in range(8):
         shown, absent = (
             Image.fromarray(sample.draw_chip(np.random.default_rng(seed), tags)).reduce(4)
             for tags in ((*beside, tag), ("primary",) if tag != "primary" else ())
         )
-        # The two differ by their light too, but by less than a sixth; this is far beyond it.
+        # The light of the two differs by less than a sixth, far below this threshold.
         change = np.log(np.maximum(shown, 1) / np.maximum(absent, 1))
         assert (np.abs(change).max(axis=-1) > 0.35).sum() > 40, (tag, seed)
 
 
-def test_what_is_there_is_never_overwritten(tmp_path):
+def test_existing_files_are_never_overwritten(tmp_path):
     for kept in ("train_v2.csv", "train-jpg/mine.jpg", "test-jpg/mine.jpg"):
         root = tmp_path / kept.replace("/", "_")
         (root / kept).parent.mkdir(parents=True)
         (root / kept).write_bytes(b"mine")
-        with pytest.raises(BadInput, match="is there already"):
+        with pytest.raises(BadInput, match="exists already"):
             sample.draw_sample(root, 1, 1, seed=0)
-        assert files(root) == {kept: b"mine"}
+        assert contents(root) == {kept: b"mine"}
 
 
 class Killed(BaseException):
     pass
 
 
-def test_a_kill_while_drawing_leaves_nothing_to_take_for_whole(tmp_path):
-    def kill(what, done, total):
-        if done == 3:
-            raise Killed
+def test_kill_while_drawing_leaves_no_sample(tmp_path, monkeypatch):
+    encode, encoded = sample.encode, []
 
+    def encode_until_killed(rgb):
+        if len(encoded) == 3:
+            raise Killed
+        encoded.append(rgb)
+        return encode(rgb)
+
+    monkeypatch.setattr(sample, "encode", encode_until_killed)
     with pytest.raises(Killed):
-        sample.draw_sample(tmp_path, 2, 2, seed=1, progress=kill)
+        sample.draw_sample(tmp_path, 2, 2, seed=1)
+    monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == [".drawing"]
 
     sample.draw_sample(tmp_path, 1, 1, seed=1)
-    assert set(files(tmp_path)) == {"train_v2.csv", "train-jpg/train_0.jpg", "test-jpg/test_0.jpg"}
+    assert set(contents(tmp_path)) == {
+        "train_v2.csv",
+        "train-jpg/train_0.jpg",
+        "test-jpg/test_0.jpg",
+    }
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2])
-def test_a_kill_between_the_last_renames_is_mended_by_the_next_run(tmp_path, monkeypatch, moves):
+def test_kill_between_the_renames_is_repaired_by_the_next_run(tmp_path, monkeypatch, moves):
     rename, done = sample.Path.rename, []
 
     def rename_until_killed(source, target):
@@ -140,4 +149,8 @@ def test_a_kill_between_the_last_renames_is_mended_by_the_next_run(tmp_path, mon
     assert not (tmp_path / "train_v2.csv").exists()
 
     sample.draw_sample(tmp_path, 1, 1, seed=1)
-    assert set(files(tmp_path)) == {"train_v2.csv", "train-jpg/train_0.jpg", "test-jpg/test_0.jpg"}
+    assert set(contents(tmp_path)) == {
+        "train_v2.csv",
+        "train-jpg/train_0.jpg",
+        "test-jpg/test_0.jpg",
+    }

@@ -1,9 +1,9 @@
 """Grain pipelines: batches to train on, to score, and to predict from a folder.
 
-Every pipeline is a Grain `MapDataset` of a host's shares of the global batches, so any step's batch
-can be made by itself: a run that resumes at step s starts its iterator at s, and the same chips
-with the same augmentation are in the same places of a batch on 1 host or 4, with any number of
-threads. A batch is a dict of arrays whose first axis is the host's share of the global batch.
+Each element of a pipeline is one host's share of one global batch, so any step's batch can be made
+alone: a run that resumes at step s starts its iterator at s. The chips, their places in the batch
+and their augmentation do not depend on the number of hosts or threads. A batch is a dict of arrays
+whose first axis is the host's share.
 """
 
 import functools
@@ -18,51 +18,25 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from planet_jax.data.augment import Augmentation, draw, render
-from planet_jax.data.dataset import Chips, Dataset, decode_chip
+from planet_jax.data.dataset import Chips, Dataset
+from planet_jax.data.decode import decode_chip
 from planet_jax.runtime.errors import BadInput
 
 Batch = dict[str, np.ndarray]
-PREFETCH = 4  # batches ready before they are asked for
+PREFETCH = 4  # batches
 
 
-def random(seed: int, name: str, step: int) -> np.random.Generator:
-    """The generator of one purpose at one step (or epoch): nothing else decides its numbers."""
+def named_rng(seed: int, name: str, step: int) -> np.random.Generator:
+    """Return the generator for one purpose at one step or epoch; it depends on nothing else."""
     return np.random.default_rng([zlib.crc32(name.encode()), seed, step])
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every global batch this host makes: part `host` of `hosts`, in order."""
+    """The part of every global batch that this host makes: `host` of `hosts`, in order."""
 
     host: int = 0
     hosts: int = 1
-
-
-class _TrainShares:
-    """Element `step * hosts + host` is (epoch, positions in `chips` of that host's share)."""
-
-    def __init__(
-        self, n: int, batch_size: int, epochs: int, epoch_offset: int, seed: int, hosts: int
-    ) -> None:
-        self.n, self.batch_size, self.seed, self.hosts = n, batch_size, seed, hosts
-        self.first_epoch = epoch_offset
-        self.steps_per_epoch = n // batch_size  # the last short batch is dropped, as fastai does
-        self.length = self.steps_per_epoch * epochs * hosts
-        self.order = functools.lru_cache(2)(self._order)
-
-    def _order(self, epoch: int) -> Int[np.ndarray, " n"]:
-        return random(self.seed, "shuffle", epoch).permutation(self.n)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[int, Int[np.ndarray, " share"]]:
-        step, host = divmod(index, self.hosts)
-        epoch, step = divmod(step, self.steps_per_epoch)
-        share = self.batch_size // self.hosts
-        start = step * self.batch_size + host * share
-        epoch += self.first_epoch
-        return epoch, self.order(epoch)[start : start + share]
 
 
 def train_batches(
@@ -79,19 +53,22 @@ def train_batches(
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Augmented batches of the rows `chips` of `data`, from `first_step` to the last of `epochs`.
+    """Iterate over augmented training batches of the rows `chips`, from `first_step` to the end.
 
-    Yields `{"chips": uint8 [b, size, size, 3], "targets": uint8 [b, classes]}` with b the host's
-    share of `batch_size`. Each epoch is shuffled anew; `epoch_offset` numbers the first, so
-    that a stage does not see again what the stages before it saw. `augment` holds the keywords of
-    `augment.draw`; None renders plainly.
+    Yields `{"chips": uint8 [b, size, size, 3], "targets": uint8 [b, classes]}`; b is the host's
+    share of `batch_size`.
+
+    Args:
+      augment: keywords of `augment.draw`; None renders without augmentation.
+      epoch_offset: number of the first epoch. Each epoch has its own order and augmentation, so
+        stages that continue the numbering do not repeat them.
     """
 
     @functools.lru_cache(2)
     def augmentation(epoch: int) -> Augmentation | None:
         if augment is None:
             return None
-        return draw(random(seed, "augment", epoch), len(chips), **augment)
+        return draw(named_rng(seed, "augment", epoch), len(chips), **augment)
 
     def make(element: tuple[int, np.ndarray]) -> Batch:
         epoch, positions = element
@@ -106,6 +83,33 @@ def train_batches(
     return _iterate(source, share, make, threads, first_step)
 
 
+class _TrainShares:
+    """Element `step * hosts + host` is (epoch, positions in `chips`) of that host's share."""
+
+    def __init__(
+        self, n: int, batch_size: int, epochs: int, epoch_offset: int, seed: int, hosts: int
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.hosts = n, batch_size, seed, hosts
+        self.epoch_offset = epoch_offset
+        self.steps_per_epoch = n // batch_size  # the last short batch is dropped, as fastai does
+        self.length = self.steps_per_epoch * epochs * hosts
+        self.order = functools.lru_cache(2)(self._order)
+
+    def _order(self, epoch: int) -> Int[np.ndarray, " n"]:
+        return named_rng(self.seed, "shuffle", epoch).permutation(self.n)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[int, Int[np.ndarray, " share"]]:
+        step, host = divmod(index, self.hosts)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        epoch += self.epoch_offset
+        share = self.batch_size // self.hosts
+        start = step * self.batch_size + host * share
+        return epoch, self.order(epoch)[start : start + share]
+
+
 def score_batches(
     data: Dataset,
     chips: Int[np.ndarray, " n"],
@@ -116,16 +120,18 @@ def score_batches(
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Plainly resized batches of every row in `chips`, in order; the last is padded.
+    """Iterate over the rows `chips` in order, resized only; the last batch is padded.
 
     Yields `{"chips": uint8 [b, size, size, 3], "real": bool [b]}`; `real` is False for padding.
-    `augmentation` renders another view of each of the chips.
+
+    Args:
+      augmentation: another view of each of the n chips.
     """
 
-    def make(rows: np.ndarray) -> Batch:
-        places = np.maximum(rows, 0)
+    def make(positions: np.ndarray) -> Batch:
+        places = np.maximum(positions, 0)
         pixels = _render(data.chips, chips[places], augmentation and augmentation[places], size)
-        return {"chips": pixels, "real": rows >= 0}
+        return {"chips": pixels, "real": positions >= 0}
 
     return _iterate(_score_shares(len(chips), batch_size, share.hosts), share, make, threads)
 
@@ -139,53 +145,53 @@ def folder_batches(
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Like `score_batches`, for image files of any mode and size, each resized by itself.
+    """Iterate over image files of any mode and size, with batches as of `score_batches`.
 
     Raises:
-      BadInput: for a file that cannot be decoded.
+      BadInput: a file cannot be decoded.
     """
 
-    def chip(row: int) -> np.ndarray:
-        if row < 0:
+    def chip(position: int) -> np.ndarray:
+        if position < 0:
             return np.zeros((1, size, size, 3), np.uint8)
+        file = files[position]
         try:
-            view = augmentation and augmentation[np.array([row])]
-            return render(decode_chip(files[row].read_bytes())[None], view, size)
+            view = augmentation and augmentation[np.array([position])]
+            return render(decode_chip(file.read_bytes())[None], view, size)
         except (OSError, ValueError) as error:
-            raise BadInput(f"{files[row]}: cannot be decoded ({error}); take it away") from None
+            raise BadInput(f"{file}: cannot be decoded ({error}); remove it") from None
 
-    def make(rows: np.ndarray) -> Batch:
-        return {"chips": np.concatenate([chip(row) for row in rows]), "real": rows >= 0}
+    def make(positions: np.ndarray) -> Batch:
+        pixels = np.concatenate([chip(position) for position in positions])
+        return {"chips": pixels, "real": positions >= 0}
 
     return _iterate(_score_shares(len(files), batch_size, share.hosts), share, make, threads)
+
+
+def _score_shares(n: int, batch_size: int, hosts: int) -> list[Int[np.ndarray, " share"]]:
+    """Return each host's positions in each batch, in order; -1 is padding of the last batch."""
+    batches = -(-n // batch_size)
+    positions = np.full(batches * batch_size, -1)
+    positions[:n] = np.arange(n)
+    return list(positions.reshape(batches * hosts, batch_size // hosts))
 
 
 def _render(
     chips: Chips, rows: Int[np.ndarray, " m"], augmentation: Augmentation | None, size: int
 ) -> UInt8[np.ndarray, "m size size 3"]:
-    """Stored pixels are read where they lie; encoded chips are decoded first."""
+    """Render stored pixels without a copy; decode encoded chips first."""
     if isinstance(chips, np.ndarray):
         return render(np.asarray(chips), augmentation, size, rows)
     return render(chips[rows], augmentation, size)
 
 
-def _score_shares(n: int, batch_size: int, hosts: int) -> list[Int[np.ndarray, " share"]]:
-    """Rows in order, -1 where the last batch is padded, cut into the hosts' shares."""
-    batches = -(-n // batch_size)
-    rows = np.full(batches * batch_size, -1)
-    rows[:n] = np.arange(n)
-    return list(rows.reshape(batches * hosts, batch_size // hosts))
-
-
 def _iterate(
     source: Any, share: Share, make: Callable[[Any], Batch], threads: int, first_step: int = 0
 ) -> Iterator[Batch]:
+    """Make the batches of every `share.hosts`-th element of `source`, in `threads` threads."""
     shares = grain.MapDataset.source(source)[first_step * share.hosts + share.host :: share.hosts]
     if len(shares) == 0:
         return iter(())
     prefetch = PREFETCH if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(shares.map(make).to_iter_dataset(options))
-
-
-__all__ = ["Batch", "Chips", "Share", "folder_batches", "random", "score_batches", "train_batches"]

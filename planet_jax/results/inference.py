@@ -108,7 +108,7 @@ def _of_run(
 def _fastai_view(stage: Stage, source: Source, n: int, i: int) -> Iterator[loader.Batch]:
     """fastai's view i: its corner, and from 4 on flipped left to right after rendering."""
     limits = dict(stage.config.augment)
-    rng = loader.random(stage.config.seed, "tta", i)
+    rng = loader.named_rng(stage.config.seed, "tta", i)
     if limits.pop("on"):
         view = fastai_tta(rng, n, i, **limits)
     else:

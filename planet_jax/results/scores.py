@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from planet_jax.data.labels import Labels
-from planet_jax.data.loader import random
+from planet_jax.data.loader import named_rng
 from planet_jax.results.predict import joined_tags
 from planet_jax.score import calibration, co_occurrence, decisions, intervals, metrics
 from planet_jax.score.decisions import Decision
@@ -52,9 +52,9 @@ class Judged:
         self.probabilities = metrics.sigmoid(logits)
         n = len(targets)
         self.weights = intervals.resamples(
-            random(config.seed, "bootstrap", 0), n, config.score.resamples
+            named_rng(config.seed, "bootstrap", 0), n, config.score.resamples
         )
-        self.fold = decisions.folds(random(config.seed, "folds", 0), n, config.score.folds)
+        self.fold = decisions.folds(named_rng(config.seed, "folds", 0), n, config.score.folds)
         score = config.score
         self.predicted = self.decide(score.decision_rule, score.calibrate, score.weather_rule)
         self.looked_at = self.calibrated if score.calibrate else self.probabilities

@@ -1,10 +1,7 @@
-"""The real kaggle package against a stand-in of Kaggle on this machine, with tiny archives."""
+"""Fetch with the real kaggle package from a local stand-in for Kaggle's servers."""
 
 import errno
-import http.server
 import importlib
-import io
-import json
 import random
 import re
 import shutil
@@ -15,172 +12,34 @@ import tarfile
 import threading
 import time
 import types
-import urllib.parse
-import zipfile
 from pathlib import Path
 
 import kagglesdk.kaggle_env
+import py7zr
 import pytest
+from conftest import ROOT
+from kaggle_server import (
+    ADDITIONAL,
+    FILES_OF_2017,
+    MIRROR,
+    SLUG,
+    TEST,
+    TRAIN,
+    Kaggle,
+    archive_of,
+    seven_of,
+    table,
+    tar_of,
+    zip_of,
+)
 
 from planet_jax.data import kaggle as downloads
 from planet_jax.runtime.errors import BadInput
 
-py7zr = pytest.importorskip("py7zr")
-
-SLUG = "planet-understanding-the-amazon-from-space"
-MIRROR = "someone/planet"
-TRAIN = {f"train_{i}.jpg": random.Random(i).randbytes(300) for i in range(8)}
-TEST = {f"test_{i}.jpg": b"t%d" % i for i in range(4)}
-ADDITIONAL = {f"file_{i}.jpg": b"f%d" % i for i in range(3)}
-
-
-def table(chips):
-    return ("image_name,tags\n" + "".join(f"{n[:-4]},clear primary\n" for n in chips)).encode()
-
-
-def tar_of(members, kind=tarfile.REGTYPE, link=""):
-    """A tar of {path: content}; None is a folder."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, content in members.items():
-            info = tarfile.TarInfo(path)
-            info.type = kind if content is not None else tarfile.DIRTYPE
-            info.linkname = link
-            info.size = len(content or b"") if info.isreg() else 0
-            tar.addfile(info, io.BytesIO(content or b""))
-    return buffer.getvalue()
-
-
-def seven_of(files):
-    buffer = io.BytesIO()
-    with py7zr.SevenZipFile(
-        buffer, "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 0}]
-    ) as seven:
-        for name, content in files.items():
-            seven.writestr(content, name)
-    return buffer.getvalue()
-
-
-def archive_of(folder, chips):
-    members = {folder: None} | {f"{folder}/{name}": chip for name, chip in chips.items()}
-    return seven_of({f"{folder}.tar": tar_of(members)})
-
-
-def zip_of(files):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for name, content in files.items():
-            zipped.writestr(name, content)
-    return buffer.getvalue()
-
-
-FILES_OF_2017 = {
-    "sample_submission_v2.csv.zip": zip_of(
-        {"sample_submission_v2.csv": table(TEST | ADDITIONAL), "__MACOSX/._x.csv": b""}
-    ),
-    "test-jpg-additional.tar.7z": archive_of("test-jpg-additional", ADDITIONAL),
-    "test-jpg.tar.7z": archive_of("test-jpg", TEST),
-    "train-jpg.tar.7z": archive_of("train-jpg", TRAIN),
-    "train_v2.csv.zip": zip_of({"train_v2.csv": table(TRAIN)}),
-}
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Lists and redirects as Kaggle does, and serves as the storage that it redirects to."""
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, code, body=b"{}", **headers):
-        self.send_response(code)
-        headers = {"Content-Type": "application/json", "Content-Length": len(body)} | headers
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_POST(self):
-        kaggle = self.server
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        call = self.path.rsplit("/", 1)[1]
-        kaggle.calls.append((call, request.get("fileName", "")))
-        code, message = kaggle.refuse.get(call, (200, ""))
-        if code != 200:
-            return self.answer(code, json.dumps({"code": code, "message": message}).encode())
-        if call == "IntrospectToken":
-            return self.answer(200, b'{"active": true, "username": "me"}')
-        if call in kaggle.odd:
-            return self.answer(200, b"<html>sign in</html>", Content_Type="text/html")
-        source = (
-            request.get("competitionName") or f"{request['ownerSlug']}/{request['datasetSlug']}"
-        )
-        files = kaggle.sources.get(source)
-        if files is None:
-            return self.answer(404, b'{"code": 404, "message": "Not found"}')
-        if call.startswith("List"):
-            return self.list(files, request)
-        name = request.get("fileName", "")
-        if name in kaggle.gone:
-            return self.answer(404, b'{"code": 404, "message": "Not found"}')
-        where = urllib.parse.quote(f"/storage/{source}/{name or '*archive.zip'}")
-        return self.answer(302, b"", Location=f"{kaggle.url}{where}?signature=1")
-
-    def list(self, files, request):
-        size, start = min(request["pageSize"], self.server.page), int(request.get("pageToken") or 0)
-        rows = [
-            {"name": name, "totalBytes": self.server.sizes.get(name, len(content))}
-            for name, content in sorted(files.items())[start : start + size]
-        ]
-        more = {"nextPageToken": str(start + size)} if start + size < len(files) else {}
-        kind = "files" if "competitionName" in request else "datasetFiles"
-        self.answer(200, json.dumps({kind: rows, **more}).encode())
-
-    def do_GET(self):
-        kaggle = self.server
-        path = urllib.parse.unquote(self.path.split("?")[0]).removeprefix("/storage/")
-        source = next(s for s in kaggle.sources if path.startswith(s))
-        name = path.removeprefix(f"{source}/")
-        content = kaggle.served.get(name) or kaggle.sources[source].get(name)
-        if name == "*archive.zip":
-            content = zip_of(kaggle.sources[source])
-        tag = f'"{hash(content)}"'
-        start = 0
-        if "Range" in self.headers and self.headers.get("If-Range", tag) == tag:
-            start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
-        kaggle.gets.append((name, start))
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", tag)
-        self.send_header("Last-Modified", "Thu, 20 Apr 2017 10:00:00 GMT")
-        self.end_headers()
-        stop = len(content)
-        if kaggle.breaks:
-            kaggle.breaks -= 1
-            stop = start + (stop - start) // 2
-        for at in range(start, stop, 2**14):
-            try:
-                self.wfile.write(content[at : min(at + 2**14, stop)])
-            except OSError:  # the client has been killed, or asks again with a range
-                return
-            time.sleep(kaggle.delay)
-
-
-class Kaggle(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.sources = {SLUG: dict(FILES_OF_2017)}
-        self.refuse, self.served, self.sizes, self.gone, self.odd = {}, {}, {}, set(), set()
-        self.calls, self.gets = [], []
-        self.page, self.delay, self.breaks = 200, 0.0, 0
-
 
 @pytest.fixture
 def kaggle(monkeypatch, tmp_path):
-    """A Kaggle of our own, and credentials for it."""
+    """Start the stand-in and set credentials for it."""
     server = Kaggle()
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -194,11 +53,11 @@ def kaggle(monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLE_KEY", "secret")
     prod = kagglesdk.kaggle_env.KaggleEnv.PROD
     monkeypatch.setitem(kagglesdk.kaggle_env._env_to_endpoint, prod, server.url)
-    # Not `import ... as`, since kaggle.api is also the name of an object.
+    # Not `import ... as`: kaggle.api is also the name of an object.
     package = importlib.import_module("kaggle.api.kaggle_api_extended")
     monkeypatch.setattr(package.KaggleApi, "config", str(tmp_path / "home" / "kaggle.json"))
     quick = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
-    monkeypatch.setattr(package, "time", quick)  # it waits 2 s and more before it tries again
+    monkeypatch.setattr(package, "time", quick)  # it sleeps 2 s and more between attempts
     yield server
     server.shutdown()
     server.server_close()
@@ -227,7 +86,7 @@ WHOLE_TEST = {
 
 
 def refused(root, **options):
-    """The one line of a run that ends in BadInput."""
+    """Fetch, and return the one-line message of its BadInput."""
     with pytest.raises(BadInput) as caught:
         downloads.fetch(root, **options)
     line = str(caught.value)
@@ -271,7 +130,7 @@ def test_downloads_only_what_is_missing(kaggle, tmp_path):
         ("train_v2.csv/train_v2.csv", None),
         ("train_v2.csv/train_v2.csv.zip", "train_v2.csv"),
         ("train_v2.csv", None),
-        ("train_v2.csv", "train_v2.csv"),  # zipped on its way
+        ("train_v2.csv", "train_v2.csv"),  # zipped for the download
         ("planet/train_v2.csv.zip", "planet/train_v2.csv"),
     ],
 )
@@ -288,7 +147,7 @@ def test_spellings(kaggle, tmp_path, csv, inside, page):
 
 
 def loose(root="planet/planet"):
-    """The mirrors that there are hold loose chips, since Kaggle unpacks what one uploads."""
+    """Single chips, as real mirrors have them: Kaggle unpacks uploads."""
     return {f"{root}/{path}": content for path, content in WHOLE_TEST.items()}
 
 
@@ -360,7 +219,7 @@ def test_files_placed_by_hand(kaggle, tmp_path, by_hand):
             (root / "train-jpg.tar.7z").write_bytes(archive_of("train-jpg", TRAIN))
     before = tree(root)
     downloads.fetch(root)
-    assert tree(root) == before | WHOLE  # the archive stays
+    assert tree(root) == before | WHOLE  # the archive is kept
     assert kaggle.calls == []
 
 
@@ -384,7 +243,7 @@ def test_incomplete_folder_by_hand(kaggle, tmp_path):
     line = refused(root)
     assert "5 of the CSV's 8 chips are missing (train_1.jpg, train_3.jpg, train_4.jpg and 2" in line
     assert "delete it" in line
-    assert len(tree(root)) == 4  # what is there is the user's
+    assert len(tree(root)) == 4  # the user's files are kept
 
 
 @pytest.mark.parametrize(
@@ -418,9 +277,9 @@ def test_private_mirror(kaggle, tmp_path):
 
 
 @pytest.mark.parametrize("call", ["ListDataFiles"])
-def test_sign_in_page_for_an_answer(kaggle, tmp_path, call):
+def test_answer_is_a_web_page(kaggle, tmp_path, call):
     kaggle.odd.add(call)
-    assert "something odd" in refused(tmp_path / "planet")
+    assert "cannot be read" in refused(tmp_path / "planet")
 
 
 def test_no_credentials(kaggle, tmp_path, monkeypatch, capsys):
@@ -448,20 +307,20 @@ def test_network_down(kaggle, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"competition": "../up"}, {"competition": ""}])
 @pytest.mark.parametrize("mirror", ["", "slug", "a/b/c", "https://x/y", "a/..", "../a"])
-def test_bad_knobs(tmp_path, options, mirror):
+def test_bad_options(tmp_path, options, mirror):
     refused(tmp_path, mirror=mirror, **options)
     if mirror:
         assert "data.kaggle_mirror" in refused(tmp_path, mirror=mirror)
 
 
 def big(kaggle):
-    """An archive of several of the 1 MB pieces in which the kaggle package writes."""
+    """Serve an archive of several of the 1 MB pieces in which the kaggle package writes."""
     chips = TRAIN | {"train_0.jpg": random.Random(0).randbytes(5 * 2**20)}
     kaggle.sources[SLUG]["train-jpg.tar.7z"] = archive_of("train-jpg", chips)
     return {"train_v2.csv": table(TRAIN)} | in_folder("train-jpg", chips)
 
 
-def test_broken_connection_is_continued_by_the_package(kaggle, tmp_path):
+def test_broken_connection_is_resumed_by_the_package(kaggle, tmp_path):
     whole = big(kaggle)
     root = tmp_path / "planet"
     root.mkdir()
@@ -472,7 +331,7 @@ def test_broken_connection_is_continued_by_the_package(kaggle, tmp_path):
     assert [start for _, start in kaggle.gets][1] > 2**20
 
 
-def test_connection_that_stays_broken_is_continued_by_the_next_run(kaggle, tmp_path):
+def test_download_is_resumed_by_the_next_run(kaggle, tmp_path):
     whole = big(kaggle)
     root = tmp_path / "planet"
     root.mkdir()
@@ -486,7 +345,7 @@ def test_connection_that_stays_broken_is_continued_by_the_next_run(kaggle, tmp_p
     assert kaggle.gets[-1][1] > 2**20
 
 
-def test_part_of_another_version_is_not_continued(kaggle, tmp_path):
+def test_part_of_another_version_is_not_resumed(kaggle, tmp_path):
     big(kaggle)
     kaggle.breaks = 7
     refused(tmp_path / "planet")
@@ -508,12 +367,12 @@ def test_disk_too_small(kaggle, tmp_path, monkeypatch, free):
     root = tmp_path / "planet"
     line = refused(root)
     assert "0.00 GB are free" in line
-    assert "choose another folder" in line
+    assert "config.data.root to another folder" in line
     assert not (root / "train-jpg").exists()
     monkeypatch.undo()
 
 
-def test_disk_full_on_the_way(kaggle, tmp_path, monkeypatch):
+def test_disk_full_while_unpacking(kaggle, tmp_path, monkeypatch):
     root = tmp_path / "planet"
 
     def extract(self, member, out, filter):
@@ -527,7 +386,7 @@ def test_disk_full_on_the_way(kaggle, tmp_path, monkeypatch):
 
 def test_root_is_a_file(kaggle, tmp_path):
     (tmp_path / "planet").write_text("")
-    assert "choose another folder" in refused(tmp_path / "planet")
+    assert "config.data.root to another folder" in refused(tmp_path / "planet")
 
 
 def flipped(content, at):
@@ -538,7 +397,7 @@ GOOD = archive_of("train-jpg", TRAIN)
 
 
 def hostile(path, kind=tarfile.REGTYPE, link=""):
-    """A right archive but for its last entry."""
+    """Return an archive whose last entry is hostile."""
     chips = tar_of(in_folder("train-jpg", TRAIN))
     end = 1024 * len(TRAIN)  # a header and a chip of less than 512 bytes
     return seven_of({"train-jpg.tar": chips[:end] + tar_of({path: b"x"}, kind, link)})
@@ -612,7 +471,7 @@ def test_symlinked_tar_in_the_7z(kaggle, tmp_path):
     assert "one .tar was expected" in refused(root)
 
 
-def test_macos_files_are_left_out(kaggle, tmp_path):
+def test_macos_files_are_ignored(kaggle, tmp_path):
     extra = {"._train-jpg": b"x", "train-jpg/._train_0.jpg": b"x", "train-jpg/.DS_Store": b"x"}
     content = seven_of({"train-jpg.tar": tar_of(extra | in_folder("train-jpg", TRAIN))})
     kaggle.sources[SLUG]["train-jpg.tar.7z"] = content
@@ -622,7 +481,7 @@ def test_macos_files_are_left_out(kaggle, tmp_path):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_flipped_bytes(tmp_path, seed):
-    """Whatever byte is wrong, the run says so in one line or the chips are right."""
+    """With any bytes wrong, fetch raises BadInput or the chips are right."""
     rng = random.Random(seed)
     content = GOOD
     for _ in range(rng.choice([1, 1, 5, 50])):
@@ -641,14 +500,14 @@ def test_flipped_bytes(tmp_path, seed):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "no table"),
-        (b"image_name,tags\n", "no table"),
-        (b"<html>sign in</html>", "no table"),
-        (b"a,b\n1,2\n", "no table"),
-        (b"image_name,tags\ntrain_0\n", "no table"),
+        (b"", "not a table"),
+        (b"image_name,tags\n", "not a table"),
+        (b"<html>sign in</html>", "not a table"),
+        (b"a,b\n1,2\n", "not a table"),
+        (b"image_name,tags\ntrain_0\n", "not a table"),
         (b"image_name,tags\n\xff\xfe,clear\n", "damaged"),
         (zip_of({"other.csv": b"x"}), "train_v2.csv was expected"),
-        (zip_of({"train_v2.csv": b"x,y"}), "no table"),
+        (zip_of({"train_v2.csv": b"x,y"}), "not a table"),
         (flipped(zip_of({"train_v2.csv": table(TRAIN)}), 60), "damaged"),
     ],
 )
@@ -673,23 +532,12 @@ def test_bad_table_by_hand(kaggle, tmp_path):
     assert "replace it" in line
 
 
-CHILD = """
-import pathlib, sys
-import kagglesdk.kaggle_env as env
-env._env_to_endpoint[env.KaggleEnv.PROD] = sys.argv[1]
-from kaggle.api.kaggle_api_extended import KaggleApi
-import py7zr
-from planet_jax.data import kaggle as downloads
-print("go", flush=True)
-downloads.fetch(pathlib.Path(sys.argv[2]))
-"""
-
-
 def killed_after(kaggle, root, seconds):
-    """Runs fetch in a process of its own, and kills it."""
-    command = [sys.executable, "-c", CHILD, kaggle.url, str(root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout.readline() == b"go\n"
+    """Run fetch in another process and kill it."""
+    command = [sys.executable, "-m", "tests.kaggle_fetch", kaggle.url, str(root)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe) as child:
+        assert child.stdout.readline() == b"ready\n"
         time.sleep(seconds)
         child.send_signal(signal.SIGKILL)
         _, err = child.communicate()
@@ -704,7 +552,7 @@ def killed_after(kaggle, root, seconds):
     ],
 )
 def test_killed_at_any_moment(kaggle, tmp_path, seed, kills):
-    """About 0.5 s of downloading and 0.5 s of unpacking, cut short again and again."""
+    """Kill runs of some 0.5 s of downloading and 0.5 s of unpacking; the next one completes."""
     rng = random.Random(seed)
     chips = {f"train_{i}.jpg": rng.randbytes(1000) for i in range(3000)}
     kaggle.sources[SLUG] = {
@@ -716,9 +564,9 @@ def test_killed_at_any_moment(kaggle, tmp_path, seed, kills):
     root = tmp_path / "planet"
     for _ in range(kills):
         killed_after(kaggle, root, rng.uniform(0, 1.1))
-        found = tree(root)
-        if (root / "train-jpg").exists():  # then it is whole
-            assert {k: v for k, v in found.items() if k[0] != "."} == whole
+        files = tree(root)
+        if (root / "train-jpg").exists():  # then it is complete
+            assert {k: v for k, v in files.items() if k[0] != "."} == whole
     downloads.fetch(root)
     assert tree(root) == whole
     assert not list(root.glob(".*"))

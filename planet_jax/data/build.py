@@ -1,0 +1,161 @@
+"""Build a data set: JPEG bytes as ArrayRecord, and all pixels in one array on the disk."""
+
+import collections
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from planet_jax.data.decode import decode_chip, read_header
+from planet_jax.data.labels import CSV, Labels
+from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.progress import notify, progress
+
+VERSION = 2  # part of a build's fingerprint: raise it when the content of a build changes
+PIXELS, FACTS = "chips.npy", "build.json"
+DECODERS = {"image": tfds.decode.SkipDecoding()}
+
+
+class Planet(tfds.core.GeneratorBasedBuilder):
+    """A record for each row, in file order: name, image (the JPEG's own bytes), labels."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, labels: Labels, files: list[Path], **kwargs: Any) -> None:
+        self.labels, self.files = labels, files
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "name": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "labels": tfds.features.Sequence(
+                    tfds.features.ClassLabel(names=self.labels.classes)
+                ),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        return {"chips": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, name in enumerate(self.labels.names):
+            labels = np.flatnonzero(self.labels.targets[i]).tolist()
+            yield i, {"name": name, "image": str(self.files[i]), "labels": labels}
+
+
+def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> None:
+    """Write the records of all chips to `folder`, and with `decoded` their pixels.
+
+    Every chip is decoded in either case, to find those that are damaged.
+
+    Raises:
+      BadInput: a chip is damaged or not an image.
+    """
+    notify(f"building {len(files)} chips into {folder.parent}")
+    _write_records(labels, files, folder)
+    records, rows = open_records(folder), range(len(files))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        headers = list(pool.map(lambda i: _read_header(records[i]["image"]), rows))
+        width, height = _most_common_size(headers, files[0].parent)
+        shape = (len(files) if decoded else 0, height, width, 3)
+        pixels = _allocate(folder / PIXELS, shape)
+
+        def decode(i: int) -> bool:
+            try:
+                chip = decode_chip(records[i]["image"], (width, height))
+            except ValueError:
+                return False
+            if decoded:
+                pixels[i] = chip
+            return True
+
+        damaged = []
+        with progress("decoding chips", len(files), "chips") as advance:
+            for file, is_whole in zip(files, pool.map(decode, rows), strict=True):
+                advance()
+                if not is_whole:
+                    damaged.append(file.name)
+    if damaged:
+        raise BadInput(
+            f"{files[0].parent}: {len(damaged)} chips are damaged or not images: "
+            f"{first_few(damaged)}; fetch them again or remove their rows from {CSV}"
+        )
+    pixels.flush()
+    facts = {"size": [height, width], "digest": sha256(*(header.digest for header in headers))}
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def open_records(folder: Path) -> Any:
+    """Return the records of a build by row, their images still encoded."""
+    builder = tfds.builder_from_directory(str(folder / "planet" / str(Planet.VERSION)))
+    return builder.as_data_source(split="chips", decoders=DECODERS)
+
+
+def sha256(*parts: str | bytes) -> str:
+    """Return the SHA-256 of the parts, each ended by a zero byte."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _write_records(labels: Labels, files: list[Path], folder: Path) -> None:
+    tfds.disable_progress_bar()
+    builder = Planet(labels=labels, files=files, data_dir=folder)
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds prints a banner
+        builder.download_and_prepare()
+
+
+class _Header(NamedTuple):
+    digest: bytes
+    size: tuple[int, int] | None = None  # None: not an image
+    mode: str = "RGB"
+
+
+def _read_header(encoded: bytes) -> _Header:
+    digest = hashlib.sha256(encoded).digest()
+    try:
+        return _Header(digest, *read_header(encoded))
+    except ValueError:
+        return _Header(digest)
+
+
+def _most_common_size(headers: list[_Header], folder: Path) -> tuple[int, int]:
+    """Return the width and height of most chips; print how many chips will be converted.
+
+    Raises:
+      BadInput: no chip is an image.
+    """
+    sizes = collections.Counter(header.size for header in headers if header.size)
+    if not sizes:
+        raise BadInput(f"{folder}: none of the {len(headers)} chips is an image")
+    (width, height), count = sizes.most_common(1)[0]
+    modes = collections.Counter(header.mode for header in headers if header.mode != "RGB")
+    if modes:
+        notify(f"{folder}: chips of other modes are converted to RGB: {dict(modes)}")
+    if others := len(headers) - count:
+        notify(f"{folder}: {others} chips are resized to {width}x{height}, the size of most")
+    return width, height
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Return a new array on the disk, with its blocks allocated.
+
+    A full disk raises OSError here; a write into a sparse map would end the process with SIGBUS.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    with path.open("rb+") as file, contextlib.suppress(AttributeError):  # not on macOS
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

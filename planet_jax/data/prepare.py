@@ -1,0 +1,51 @@
+"""Prepare the data set of a config: obtain the files that are missing, then build and load it."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from planet_jax.data import kaggle
+from planet_jax.data.dataset import Dataset, load
+from planet_jax.data.labels import CSV
+from planet_jax.data.sample import draw_sample
+from planet_jax.runtime import distributed
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import lock_folder
+
+
+def prepare(data: ConfigDict, sample: ConfigDict) -> Dataset:
+    """Return the data set of `data.root`, with what is missing drawn, downloaded or built.
+
+    Args:
+      data, sample: these sections of the config.
+
+    Raises:
+      BadInput: as `load`, `fetch` and `draw_sample`; `data.root` cannot be written; processes that
+        have different labels or chips.
+    """
+    if data.source != "folder":
+        # Process 0 first: the processes may share a disk, or each have one.
+        distributed.run_on_main(lambda: _obtain(data, sample))
+        if not distributed.is_main_process():
+            _obtain(data, sample)
+    data_set = load(Path(data.root), Path(data.cache), data.decoded)
+    distributed.require_same({"labels": data_set.labels.digest(), "chips": data_set.digest})
+    return data_set
+
+
+def _obtain(data: ConfigDict, sample: ConfigDict) -> None:
+    """Draw or download the files of `data.root` that are missing."""
+    root = Path(data.root)
+    try:
+        with lock_folder(Path(data.cache)):  # not in the root, which may be read-only
+            if data.source == "kaggle":
+                kaggle.fetch(
+                    root,
+                    competition=data.kaggle_competition,
+                    mirror=data.kaggle_mirror,
+                    test=data.test_chips,
+                )
+            elif not (root / CSV).exists():
+                draw_sample(root, sample.chips, sample.test_chips, sample.seed)
+    except OSError as error:
+        raise BadInput(f"config.data.root = {root}: cannot be written ({error})") from error
