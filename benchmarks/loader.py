@@ -1,11 +1,11 @@
-"""Chips a second of the loader, beside one thread of Pillow (the yardstick) and a bare warp.
+"""Measure the loader in chips a second, next to one thread of Pillow and OpenCV's bare warp.
 
     python benchmarks/loader.py [--root ../shared/data/ucmerced] [--cache data/cache]
 
-Every figure is the best of three in this one run; only the ratios travel.
-fastai v1's loader does 0.71 of the yardstick with 2 workers on 2 cores (728 chips/s of 1,029), so
-ten times fastai's is 7.1 yardsticks. The bare warp is OpenCV's, where it is installed: bilinear
-rotation and zoom of decoded pixels, without lighting, batches or labels.
+Each figure is the best of three. Pillow's speed is the unit ("yardstick"), because only ratios are
+comparable between machines. fastai v1's loader reaches 0.71 yardsticks with 2 workers on 2 cores
+(728 chips/s to Pillow's 1,029), so ten times fastai is 7.1 yardsticks. The bare warp is rotation
+and zoom of decoded pixels, without lighting, batches or labels; it needs OpenCV.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCH = 64
 
 
 def best(work: Callable[[], int], times: int = 3) -> float:
-    """Chips a second of `work`, which returns how many it did."""
+    """Return the chips a second of `work`, which returns its number of chips."""
     speeds = []
     for _ in range(times):
         began = time.perf_counter()
@@ -71,7 +71,7 @@ def warp(chips: np.ndarray, drawn: np.ndarray, size: int, threads: int) -> int:
 
 
 def waiting(data: dataset.Dataset, size: int, threads: int) -> float:
-    """The share of a step that a linear layer on the pixels waits for its batch."""
+    """Return the share of time that a step of one linear layer waits for its batch."""
     step = jax.jit(lambda w, x: w + 1e-9 * (x.reshape(len(x), -1) @ w).mean())
     weights, waited = np.zeros((3 * size**2, 17), np.float32), 0.0
     rows = np.arange(len(data.labels.names))
@@ -81,9 +81,9 @@ def waiting(data: dataset.Dataset, size: int, threads: int) -> float:
     weights = step(weights, next(batches)["chips"])
     began = time.perf_counter()
     while True:
-        asked = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches, None)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - start
         if batch is None:
             break
         weights = step(weights, batch["chips"])
@@ -100,7 +100,7 @@ def main() -> None:
     files = sorted((args.root / dataset.FOLDER).iterdir())[:300]
     chips = data.chips[np.arange(512)]
     drawn = matrices(draw(np.random.default_rng(0), len(chips)))
-    ours(data, 128, 0, epochs=1)  # compile, and bring the store into memory
+    ours(data, 128, 0, epochs=1)  # compile, and read the pixels into memory
     unit = best(lambda: yardstick(files))
     print(f"{len(os.sched_getaffinity(0))} cores; {len(data.labels.names)} chips of {args.root}")
     print("| what | chips/s | yardsticks |\n| --- | --- | --- |")

@@ -1,4 +1,4 @@
-"""A local stand-in for Kaggle's servers, and tiny archives for it to serve."""
+"""A fake of Kaggle's servers, and tiny archives for it to serve."""
 
 import http.server
 import io
@@ -152,7 +152,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Kaggle(http.server.ThreadingHTTPServer):
-    """The stand-in and what a test can change of it.
+    """The fake server, with attributes for tests to change.
 
     Attributes:
       sources: {competition or data set: {path: content}}, as listed and served.

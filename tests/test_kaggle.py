@@ -1,4 +1,4 @@
-"""Fetch with the real kaggle package from a local stand-in for Kaggle's servers."""
+"""Fetch with the real kaggle package from a fake of Kaggle's servers."""
 
 import errno
 import importlib
@@ -39,7 +39,7 @@ from planet_jax.runtime.errors import BadInput
 
 @pytest.fixture
 def kaggle(monkeypatch, tmp_path):
-    """Start the stand-in and set credentials for it."""
+    """Start the fake server and set credentials for it."""
     server = Kaggle()
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -146,13 +146,13 @@ def test_spellings(kaggle, tmp_path, csv, inside, page):
     assert tree(tmp_path / "planet") == WHOLE
 
 
-def loose(root="planet/planet"):
+def unpacked(root="planet/planet"):
     """Single chips, as real mirrors have them: Kaggle unpacks uploads."""
     return {f"{root}/{path}": content for path, content in WHOLE_TEST.items()}
 
 
 @pytest.mark.parametrize("chips_are", ["not listed", "listed and gone"])
-@pytest.mark.parametrize("mirror_is", ["archives", "loose"])
+@pytest.mark.parametrize("mirror_is", ["archives", "unpacked"])
 def test_mirror(kaggle, tmp_path, capsys, chips_are, mirror_is):
     names = {name for name in FILES_OF_2017 if name.endswith("7z")}
     if chips_are == "not listed":
@@ -164,17 +164,17 @@ def test_mirror(kaggle, tmp_path, capsys, chips_are, mirror_is):
     assert tree(tmp_path / "planet") == {"train_v2.csv": table(TRAIN)}
     kaggle.gone = set()
     kaggle.sources[SLUG] = {n: c for n, c in FILES_OF_2017.items() if n not in names}
-    kaggle.sources[MIRROR] = dict(FILES_OF_2017) if mirror_is == "archives" else loose()
+    kaggle.sources[MIRROR] = dict(FILES_OF_2017) if mirror_is == "archives" else unpacked()
     downloads.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
     assert tree(tmp_path / "planet") == WHOLE_TEST
     assert not (tmp_path / "planet" / ".downloads").exists()
     assert "train-jpg.tar.7z" in capsys.readouterr().err
-    if mirror_is == "loose":
+    if mirror_is == "unpacked":
         assert [name for name, _ in kaggle.gets].count("*archive.zip") == 1
 
 
-def test_competition_of_loose_chips(kaggle, tmp_path):
-    kaggle.sources[SLUG] = loose("data")
+def test_competition_of_unpacked_chips(kaggle, tmp_path):
+    kaggle.sources[SLUG] = unpacked("data")
     downloads.fetch(tmp_path / "planet", test=True)
     assert tree(tmp_path / "planet") == WHOLE_TEST
 
@@ -182,7 +182,7 @@ def test_competition_of_loose_chips(kaggle, tmp_path):
 @pytest.mark.parametrize("code", [403, 404])
 def test_mirror_alone_has_everything(kaggle, tmp_path, code):
     kaggle.refuse["ListDataFiles"] = (code, "no")
-    kaggle.sources[MIRROR] = loose()
+    kaggle.sources[MIRROR] = unpacked()
     downloads.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
     assert tree(tmp_path / "planet") == WHOLE_TEST
 
@@ -191,7 +191,7 @@ def test_long_listings_are_not_read_to_the_end(kaggle, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "MANY", 4)
     kaggle.page = 2
     kaggle.sources[SLUG] = {}
-    kaggle.sources[MIRROR] = loose()
+    kaggle.sources[MIRROR] = unpacked()
     downloads.fetch(tmp_path / "planet", mirror=MIRROR)
     assert tree(tmp_path / "planet") == WHOLE
     assert [call for call, _ in kaggle.calls].count("ListDatasetFiles") == 2
@@ -321,18 +321,18 @@ def big(kaggle):
 
 
 def test_broken_connection_is_resumed_by_the_package(kaggle, tmp_path):
-    whole = big(kaggle)
+    expected = big(kaggle)
     root = tmp_path / "planet"
     root.mkdir()
     (root / "train_v2.csv").write_bytes(table(TRAIN))
     kaggle.breaks = 2
     downloads.fetch(root)
-    assert tree(root) == whole
+    assert tree(root) == expected
     assert [start for _, start in kaggle.gets][1] > 2**20
 
 
 def test_download_is_resumed_by_the_next_run(kaggle, tmp_path):
-    whole = big(kaggle)
+    expected = big(kaggle)
     root = tmp_path / "planet"
     root.mkdir()
     (root / "train_v2.csv").write_bytes(table(TRAIN))
@@ -341,7 +341,7 @@ def test_download_is_resumed_by_the_next_run(kaggle, tmp_path):
     assert not (root / "train-jpg").exists()
     kaggle.gets.clear()
     downloads.fetch(root)
-    assert tree(root) == whole
+    assert tree(root) == expected
     assert kaggle.gets[-1][1] > 2**20
 
 
@@ -560,13 +560,13 @@ def test_killed_at_any_moment(kaggle, tmp_path, seed, kills):
         "train_v2.csv.zip": zip_of({"train_v2.csv": table(chips)}),
     }
     kaggle.delay = 0.002
-    whole = {"train_v2.csv": table(chips)} | in_folder("train-jpg", chips)
+    expected = {"train_v2.csv": table(chips)} | in_folder("train-jpg", chips)
     root = tmp_path / "planet"
     for _ in range(kills):
         killed_after(kaggle, root, rng.uniform(0, 1.1))
         files = tree(root)
         if (root / "train-jpg").exists():  # then it is complete
-            assert {k: v for k, v in files.items() if k[0] != "."} == whole
+            assert {k: v for k, v in files.items() if k[0] != "."} == expected
     downloads.fetch(root)
-    assert tree(root) == whole
+    assert tree(root) == expected
     assert not list(root.glob(".*"))

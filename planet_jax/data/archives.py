@@ -23,7 +23,7 @@ SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"  # the first bytes of a .7z file
 
 
 def unpack_chips(archive: Path, folder: str, out: Path, count: int) -> None:
-    """Extract the chips that lie in `folder` of the archive directly into `out`.
+    """Extract the chips in the archive's `folder` directly into `out`.
 
     Args:
       count: the number of chips expected, for the progress bar.

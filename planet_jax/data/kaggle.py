@@ -57,7 +57,7 @@ def fetch(
             # Unpacked by hand, both kinds may be in test-jpg.
             if rest := additional - _chip_names(files.root / "test-jpg"):
                 files.require_chips("test-jpg-additional", sorted(rest))
-        files.delete_downloads([_whole_zip(source) for source in files.sources])
+        files.delete_downloads([_zip_of_all(source) for source in files.sources])
         with contextlib.suppress(OSError):
             files.downloads.rmdir()
     except OSError as error:
@@ -125,25 +125,25 @@ class _Files:
             self.listings[source] = _list_files(source)
         listing = self.listings[source]
         paths = {PurePosixPath(path).name: path for path in listing}
-        name, size, call = _whole_zip(source), 0, ["download_files"]
+        name, size, call = _zip_of_all(source), 0, ["download_files"]
         if listed := [name for name in wanted if name in paths]:
             name = listed[0]
             size, call = listing[paths[name]], ["download_file", paths[name]]
         elif not any(path.endswith(".jpg") for path in paths):
             few = first_few(paths) or "nothing"
             raise _NotAvailable(f"{source} lists no {wanted[0]} (it lists {few})")
-        whole, part = self.downloads / name, self.downloads / f"{name}.part"
-        if whole.is_file():
-            return whole
+        target, part = self.downloads / name, self.downloads / f"{name}.part"
+        if target.is_file():
+            return target
         # A folder, because the kaggle package chooses the file's name. It may hold a partial file.
         part.mkdir(parents=True, exist_ok=True)
         missing = 3.3 * size - archives.bytes_in(part)
         archives.require_space(part, missing, f"{name}, its tar and its chips")
         with archives.show_growth(f"downloading {name}", part, size):
             _call_kaggle(source, *call, path=str(part), quiet=True)
-        os.replace(_downloaded_file(part, name, size), whole)
+        os.replace(_downloaded_file(part, name, size), target)
         shutil.rmtree(part)
-        return whole
+        return target
 
     def delete_downloads(self, names: Sequence[str]) -> None:
         """Delete downloads that are unpacked or no longer needed."""
@@ -165,7 +165,7 @@ def _downloaded_file(part: Path, name: str, size: int) -> Path:
     return next(iter(files.values()))
 
 
-def _whole_zip(source: str) -> str:
+def _zip_of_all(source: str) -> str:
     return f"{source.replace('/', '-')}.zip"
 
 

@@ -54,7 +54,7 @@ def read_labels(root: Path) -> Labels:
         notify(f"{path}: extra spaces in {untidy.sum()} rows are ignored")
     classes = sorted(set().union(*tags))
     if not classes:
-        raise BadInput(f"{path}: no row has a tag; there is nothing to learn")
+        raise BadInput(f"{path}: no row has a tag; add tags to learn from")
     column = {name: i for i, name in enumerate(classes)}
     targets = np.zeros((len(names), len(classes)), np.uint8)
     for target, row in zip(targets, tags, strict=True):

@@ -94,7 +94,7 @@ def _sample_chip(
     chip: Any, height: int, width: int, m: Any, table: Any, out: Any, size: int, pixel_bits: int
 ) -> None:
     """Sample one chip into `out`; both are flat. See `sample_bilinear` for the arguments."""
-    whole = np.uint64(1 << SHARE_BITS)
+    one = np.uint64(1 << SHARE_BITS)
     to_quarter_levels = np.uint64(2 * SHARE_BITS + pixel_bits - 2)
     half_level = np.uint64(1) << (to_quarter_levels - np.uint64(1))
     unit, half_share = 1 << POSITION_BITS, 1 << (POSITION_BITS - SHARE_BITS - 1)
@@ -111,9 +111,9 @@ def _sample_chip(
             if left < 0 or top < 0 or right >= width or bottom >= height:
                 left, right = _reflect(left, width), _reflect(right, width)
                 top, bottom = _reflect(top, height), _reflect(bottom, height)
-            right_share = np.uint64(x >> (POSITION_BITS - SHARE_BITS)) & (whole - np.uint64(1))
-            lower_share = np.uint64(y >> (POSITION_BITS - SHARE_BITS)) & (whole - np.uint64(1))
-            left_share, upper_share = whole - right_share, whole - lower_share
+            right_share = np.uint64(x >> (POSITION_BITS - SHARE_BITS)) & (one - np.uint64(1))
+            lower_share = np.uint64(y >> (POSITION_BITS - SHARE_BITS)) & (one - np.uint64(1))
+            left_share, upper_share = one - right_share, one - lower_share
             upper_left = np.uint64((top * width + left) * 3)
             upper_right = np.uint64((top * width + right) * 3)
             lower_left = np.uint64((bottom * width + left) * 3)
