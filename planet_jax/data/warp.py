@@ -81,52 +81,43 @@ def sample_bilinear(
     _, height, width, _ = source.shape
     size = out.shape[1]
     pixels, flat_out = source.reshape(len(source), -1), out.reshape(len(out), -1)
-    for k in range(len(rows)):
-        chip, place = pixels[rows[k]], places[k]
-        _sample_chip(
-            chip, height, width, matrices[place], tables[place], flat_out[place], size, pixel_bits
-        )
-
-
-# Unsigned indices avoid numba's check for negative ones, which costs more than the arithmetic.
-@numba.njit(nogil=True, cache=True)
-def _sample_chip(
-    chip: Any, height: int, width: int, m: Any, table: Any, out: Any, size: int, pixel_bits: int
-) -> None:
-    """Sample one chip into `out`; both are flat. See `sample_bilinear` for the arguments."""
     one = np.uint64(1 << SHARE_BITS)
     to_quarter_levels = np.uint64(2 * SHARE_BITS + pixel_bits - 2)
     half_level = np.uint64(1) << (to_quarter_levels - np.uint64(1))
     unit, half_share = 1 << POSITION_BITS, 1 << (POSITION_BITS - SHARE_BITS - 1)
     step, half_w, half_h = 2 / max(size - 1, 1), (width - 1) / 2 * unit, (height - 1) / 2 * unit
-    x_step, y_step = np.int64(m[0, 0] * step * half_w), np.int64(m[1, 0] * step * half_h)
-    at = np.uint64(0)
-    for i in range(size):
-        y_out = i * step - 1
-        x = np.int64((m[0, 1] * y_out + m[0, 2] - m[0, 0] + 1) * half_w) + half_share
-        y = np.int64((m[1, 1] * y_out + m[1, 2] - m[1, 0] + 1) * half_h) + half_share
-        for _ in range(size):
-            left, top = x >> POSITION_BITS, y >> POSITION_BITS
-            right, bottom = left + 1, top + 1
-            if left < 0 or top < 0 or right >= width or bottom >= height:
-                left, right = _reflect(left, width), _reflect(right, width)
-                top, bottom = _reflect(top, height), _reflect(bottom, height)
-            right_share = np.uint64(x >> (POSITION_BITS - SHARE_BITS)) & (one - np.uint64(1))
-            lower_share = np.uint64(y >> (POSITION_BITS - SHARE_BITS)) & (one - np.uint64(1))
-            left_share, upper_share = one - right_share, one - lower_share
-            upper_left = np.uint64((top * width + left) * 3)
-            upper_right = np.uint64((top * width + right) * 3)
-            lower_left = np.uint64((bottom * width + left) * 3)
-            lower_right = np.uint64((bottom * width + right) * 3)
-            for channel in range(3):
-                c = np.uint64(channel)
-                upper = chip[upper_left + c] * left_share + chip[upper_right + c] * right_share
-                lower = chip[lower_left + c] * left_share + chip[lower_right + c] * right_share
-                level = upper * upper_share + lower * lower_share + half_level
-                out[at + c] = table[level >> to_quarter_levels]
-            at += np.uint64(3)
-            x += x_step
-            y += y_step
+    for k in range(len(rows)):
+        chip, m = pixels[rows[k]], matrices[places[k]]
+        table, target = tables[places[k]], flat_out[places[k]]
+        x_step, y_step = np.int64(m[0, 0] * step * half_w), np.int64(m[1, 0] * step * half_h)
+        # Unsigned indices avoid numba's check for negative ones, which costs more than the rest.
+        at = np.uint64(0)
+        for i in range(size):
+            y_out = i * step - 1
+            x = np.int64((m[0, 1] * y_out + m[0, 2] - m[0, 0] + 1) * half_w) + half_share
+            y = np.int64((m[1, 1] * y_out + m[1, 2] - m[1, 0] + 1) * half_h) + half_share
+            for _ in range(size):
+                left, top = x >> POSITION_BITS, y >> POSITION_BITS
+                right, bottom = left + 1, top + 1
+                if left < 0 or top < 0 or right >= width or bottom >= height:
+                    left, right = _reflect(left, width), _reflect(right, width)
+                    top, bottom = _reflect(top, height), _reflect(bottom, height)
+                right_share = np.uint64(x >> (POSITION_BITS - SHARE_BITS)) & (one - np.uint64(1))
+                lower_share = np.uint64(y >> (POSITION_BITS - SHARE_BITS)) & (one - np.uint64(1))
+                left_share, upper_share = one - right_share, one - lower_share
+                upper_left = np.uint64((top * width + left) * 3)
+                upper_right = np.uint64((top * width + right) * 3)
+                lower_left = np.uint64((bottom * width + left) * 3)
+                lower_right = np.uint64((bottom * width + right) * 3)
+                for channel in range(3):
+                    c = np.uint64(channel)
+                    upper = chip[upper_left + c] * left_share + chip[upper_right + c] * right_share
+                    lower = chip[lower_left + c] * left_share + chip[lower_right + c] * right_share
+                    level = upper * upper_share + lower * lower_share + half_level
+                    target[at + c] = table[level >> to_quarter_levels]
+                at += np.uint64(3)
+                x += x_step
+                y += y_step
 
 
 @numba.njit(nogil=True, cache=True)
