@@ -17,7 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from planet_jax.config import load, of_all_hosts, validate
+from planet_jax.config import shared_by_processes, validate
+from planet_jax.config_file import load
 from planet_jax.data import dataset
 from planet_jax.data import labels as label_file
 from planet_jax.data import prepare as preparation
@@ -215,7 +216,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
     for stage_config in stages:
         stage_config.update_from_flattened_dict(dict(overrides))
         validate(stage_config)
-        distributed.require_same(of_all_hosts(stage_config))
+        distributed.require_same(shared_by_processes(stage_config))
     last, runs = stages[-1], [Path(config.workdir) for config in stages]
     scored = [runs[-1] / "metrics.json", runs[-1] / "predictions.csv"]
     if last.predict.submission:

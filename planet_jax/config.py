@@ -1,193 +1,285 @@
-"""Every option, once: its default, what is allowed, its unit and why; all checked before any work.
+"""List every option once: default, what is allowed, unit, meaning and what may change on a resume.
 
-`get_config()` makes the ConfigDict that every file in `configs/` starts from.
+`get_config()` returns the defaults as a ConfigDict. Every file in `configs/` starts from it.
 """
 
-import difflib
 import math
 import os
-import runpy
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from planet_jax.runtime.errors import BadInput, did_you_mean
 
-MOST = 10**9  # more is a slip of the hand, and may not fit an array's index or a float
+LARGEST_NUMBER = 10**9  # larger integers can overflow an array index or a float32
 
 
-class Option(NamedTuple):
-    """A default (which fixes the type), a test of what is allowed, and that test in words."""
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+      default: the value in `get_config()`. Its type is the option's type.
+      help: the meaning, and the reason where it is not obvious.
+      unit: of a number.
+      low, high: inclusive bounds of a number, or of every number in a tuple.
+      above, below: exclusive bounds.
+      choices: the strings that are allowed; () allows all.
+      required: the string must not be blank.
+      item_type, lengths: of a tuple; () allows every length.
+      on_resume: "free" options change no trained number, so a resumed run may change them.
+      per_process: each process of a run may have its own value.
+      per_member: each member of `score.ensemble` keeps the value it was trained with.
+    """
 
     default: Any
-    allowed: Callable[[Any], bool]
-    rule: str
-    meaning: str
+    help: str
+    _: KW_ONLY
+    unit: str = ""
+    low: float | None = None
+    high: float = LARGEST_NUMBER
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    item_type: type = float
+    lengths: tuple[int, ...] = ()
+    on_resume: Literal["fixed", "free"] = "fixed"
+    per_process: bool = False
+    per_member: bool = False
 
+    def accepts(self, value: Any) -> bool:
+        """Return whether `value` has the option's type and is within its bounds."""
+        if not isinstance(self.default, tuple):
+            return self._accepts_item(value, type(self.default))
+        return (
+            isinstance(value, tuple)
+            and len(value) in (self.lengths or (len(value),))
+            and all(self._accepts_item(item, self.item_type) for item in value)
+        )
 
-def _at_least(low: float, default: Any, meaning: str) -> Option:
-    rule = f"at least {low} (and at most {MOST:,})"
-    return Option(default, lambda value: low <= value <= MOST, rule, meaning)
+    def _accepts_item(self, value: Any, kind: type) -> bool:
+        if isinstance(value, bool) or kind is bool:
+            return kind is bool and isinstance(value, bool)
+        if kind is str:
+            is_path = isinstance(value, str) and "\0" not in value  # no path can hold a NUL
+            blank = self.required and is_path and not value.strip()
+            return is_path and not blank and (not self.choices or value in self.choices)
+        return (
+            isinstance(value, int if kind is int else (int, float))
+            and (isinstance(value, int) or math.isfinite(value))
+            and (self.low is None or self.low <= value)
+            and (self.above is None or self.above < value)
+            and (self.below is None or value < self.below)
+            and value <= self.high
+        )
 
+    @property
+    def rule(self) -> str:
+        """What is allowed, in words: "a whole number, at least 32 and at most 1,024 pixels"."""
+        if not isinstance(self.default, tuple):
+            return self._item_rule(type(self.default))
+        lengths = f" of {' or '.join(map(str, self.lengths))} items" if self.lengths else ""
+        return f"a tuple{lengths}, each {self._item_rule(self.item_type)}"
 
-def _above(low: float, default: Any, meaning: str) -> Option:
-    return Option(default, lambda value: value > low, f"above {low}", meaning)
-
-
-def _within(low: float, high: float, default: Any, meaning: str) -> Option:
-    return Option(default, lambda value: low <= value <= high, f"within {low} to {high}", meaning)
-
-
-def _choice(default: str, others: tuple[str, ...], meaning: str) -> Option:
-    choices = (default, *others)
-    return Option(default, lambda value: value in choices, f"one of {', '.join(choices)}", meaning)
-
-
-def _text(default: str, meaning: str, empty: bool = True) -> Option:
-    def allowed(value: str) -> bool:
-        return (empty or value.strip() != "") and "\0" not in value  # which no path can hold
-
-    return Option(default, allowed, "a name" if empty else "a name, not empty", meaning)
-
-
-def _flag(default: bool, meaning: str) -> Option:
-    return Option(default, lambda value: True, "True or False", meaning)
-
-
-def _positive(values: tuple[float, ...], lengths: tuple[int, ...]) -> bool:
-    """A tuple of numbers above 0, of a length that has a meaning."""
-    numbers = all(isinstance(value, int | float) and 0 < value <= MOST for value in values)
-    return len(values) in lengths and numbers
-
-
-def _momentum(values: tuple[float, ...]) -> bool:
-    return _positive(values, (2,)) and all(value < 1 for value in values)
+    def _item_rule(self, kind: type) -> str:
+        if kind is bool:
+            return "True or False"
+        if kind is str:
+            name = "a name that is not blank" if self.required else "a name"
+            return f"one of {', '.join(self.choices)}" if self.choices else name
+        limits = {"at least": self.low, "above": self.above, "below": self.below}
+        if self.below is None:
+            limits["at most"] = self.high
+        bounds = " and ".join(f"{word} {n:,}" for word, n in limits.items() if n is not None)
+        number = "a whole number" if kind is int else "a number"
+        return f"{number}, {bounds} {self.unit}".rstrip()
 
 
 OPTIONS: dict[str, Option] = {
-    # The run
-    "seed": _within(0, 2**31 - 1, 0, "moves fresh weights, shuffling, augmentation and dropout"),
-    "workdir": _text("runs/base", "the run folder: checkpoints, tables, pictures", empty=False),
-    "init_from": _text("", "run folder whose latest weights start this stage; '' starts afresh"),
-    "checkpoint": _choice("best", ("latest",), "which weights evaluate and predict take"),
+    # ---- The run ----
+    "seed": Option(
+        0, "every random number derives from it: fresh weights, order, augmentation, dropout",
+        low=0, high=2**31 - 1),
+    "workdir": Option(
+        "runs/base", "the run folder: checkpoints, tables, pictures",
+        required=True, on_resume="free"),
+    "init_from": Option("", "run folder whose latest weights start this stage; '': model.weights"),
+    "checkpoint": Option(
+        "best", "weights that evaluate, predict, report and export use",
+        choices=("best", "latest"), on_resume="free"),
     "stages": Option(
-        (), lambda value: all(isinstance(s, str) for s in value), "a tuple of config files",
-        "configs of a journey's stages, in order"),
-    # The data
-    "data.source": _choice(
-        "folder", ("sample", "kaggle"),
-        "folder: what lies in data.root; sample: drawn there, kaggle: fetched there, when missing"),
-    "data.root": _text("data/planet", "train_v2.csv and train-jpg/, as unpacked", empty=False),
-    "data.cache": _text("data/cache", "where built data sets go", empty=False),
-    "data.decoded": _flag(
-        True, "keep all pixels on disk (8 GB for 40,479 chips); False decodes each time"),
-    "data.size": _at_least(32, 128, "pixels; chips are square to the network"),
-    "data.batch_size": _at_least(2, 64, "chips over all devices"),
+        (), "config files of a journey's stages, in order",
+        item_type=str, required=True, on_resume="free"),
+
+    # ---- Data ----
+    "data.source": Option(
+        "folder", "folder: data.root must exist; sample, kaggle: draw or download it when missing",
+        choices=("folder", "sample", "kaggle"), on_resume="free"),
+    "data.root": Option(
+        "data/planet", "folder with train_v2.csv and train-jpg/, as the competition unpacks them",
+        required=True, on_resume="free", per_process=True),
+    "data.cache": Option(
+        "data/cache", "folder for the data sets built from data.root",
+        required=True, on_resume="free", per_process=True),
+    "data.decoded": Option(
+        True, "keep decoded pixels on disk (8 GB for 40,479 chips); False decodes in every epoch",
+        on_resume="free", per_process=True),
+    "data.size": Option(
+        128, "side of the square chips that enter the network; ResNet50 divides it by 32",
+        low=32, unit="pixels", per_member=True),
+    "data.batch_size": Option(
+        64, "batch over all devices; BatchNorm needs two", low=2, unit="chips"),
     "data.valid_fraction": Option(
-        0.2, lambda value: 0 < value < 1, "between 0 and 1", "share of the chips that validates"),
-    "data.split_seed": _within(0, 2**32 - 1, 42, "which chips those are"),
-    "data.subset": _text("", "file of chip names, one a line, to train on alone; '': all"),
-    "data.threads": _within(0, 256, 2, "loader threads on each host; 0: none"),
-    "data.kaggle_competition": _text(
-        "planet-understanding-the-amazon-from-space", "where kaggle downloads from", empty=False),
-    "data.kaggle_mirror": _text("", "owner/name of a Kaggle data set that has the archives, or ''"),
-    "data.test_chips": _flag(False, "fetch the competition's test chips too (61,191)"),
-    # The processes of one run; see hosts.py
-    "hosts.coordinator": _text(
-        "", "'': this process alone; auto: as the cluster says; or process 0's ADDRESS:PORT"),
-    "hosts.count": _at_least(0, 0, "how many processes, if hosts.coordinator is an address"),
-    "hosts.index": _at_least(0, 0, "which of them this is, from 0"),
-    # The sample that data.source = "sample" draws
-    "sample.chips": _at_least(10, 400, "labelled chips"),
-    "sample.test_chips": _at_least(0, 40, "chips without labels"),
-    "sample.seed": _within(0, 2**31 - 1, 0, "which chips are drawn"),
-    # Augmentation: fastai's get_transforms(flip_vert=True, max_lighting=0.1, max_zoom=1.05)
-    "augment.on": _flag(True, "False trains on plainly resized chips"),
-    "augment.max_degrees": _within(0, 180, 10.0, "degrees of rotation, either way"),
-    "augment.max_zoom": _within(1, 10, 1.05, "magnification at most"),
+        0.2, "share of the chips that is kept for validation", above=0, below=1),
+    "data.split_seed": Option(
+        42, "chooses the validation chips (numpy's seed range)", low=0, high=2**32 - 1),
+    "data.subset": Option("", "file of chip names, one a line: train on these alone; '': on all"),
+    "data.threads": Option(
+        2, "loader threads of each process; 0: load in the main thread",
+        low=0, high=256, unit="threads", on_resume="free", per_process=True),
+    "data.kaggle_competition": Option(
+        "planet-understanding-the-amazon-from-space", "Kaggle competition to download",
+        required=True, on_resume="free"),
+    "data.kaggle_mirror": Option(
+        "", "Kaggle data set OWNER/NAME that holds the chips' archives, or ''", on_resume="free"),
+    "data.test_chips": Option(
+        False, "download the competition's 61,191 test chips too", on_resume="free"),
+
+    # ---- Processes of one run (runtime/distributed.py) ----
+    "hosts.coordinator": Option(
+        "", "'': one process; auto: found by the cluster; or ADDRESS:PORT of process 0",
+        on_resume="free"),
+    "hosts.count": Option(
+        0, "number of processes, where hosts.coordinator is an address",
+        low=0, unit="processes", on_resume="free"),
+    "hosts.index": Option(
+        0, "number of this process, from 0", low=0, on_resume="free", per_process=True),
+
+    # ---- The chips that data.source = "sample" draws ----
+    "sample.chips": Option(400, "labeled chips", low=10, unit="chips"),
+    "sample.test_chips": Option(40, "unlabeled chips", low=0, unit="chips"),
+    "sample.seed": Option(0, "chooses the chips that are drawn", low=0, high=2**31 - 1),
+
+    # ---- Augmentation: fastai's get_transforms(flip_vert=True, max_zoom=1.05) ----
+    "augment.on": Option(True, "False trains on resized chips without augmentation"),
+    "augment.max_degrees": Option(
+        10.0, "largest rotation in either direction", low=0, high=180, unit="degrees"),
+    "augment.max_zoom": Option(1.05, "largest magnification", low=1, high=10),
     "augment.max_lighting": Option(
-        0.1, lambda value: 0 <= value < 1, "from 0 to below 1", "brightness and contrast"),
-    "augment.p": _within(0, 1, 0.75, "chance of rotation, zoom, brightness, contrast, each"),
-    # The model
-    "model.name": _choice("resnet50", ("tiny",), "the backbone; tiny: for tests and trials"),
-    "model.weights": _text(
-        "imagenet", "imagenet, random, or a .safetensors file of torchvision's names", empty=False),
-    "model.batch_norm": _choice(
-        "global", ("device",), "whose chips BatchNorm averages over in training"),
-    # Training
-    "train.epochs": _at_least(1, 5, "passes over the training chips"),
-    "train.precision": _choice(
-        "float32", ("bfloat16",), "of the backbone's activations; parameters stay float32"),
-    "train.save_every": _at_least(
-        0, 500, "steps between checkpoints; 0: any number; the end of an epoch always saves"),
-    "train.save_minutes": _at_least(0, 10.0, "minutes between checkpoints; 0: any number"),
-    "train.allow_changes": _flag(
-        False, "go on with a run though its options or data are others now; config.json notes it"),
-    # The optimiser: fastai's fit_one_cycle
+        0.1, "largest change of brightness and contrast", low=0, below=1),
+    "augment.p": Option(
+        0.75, "probability of rotation, zoom, brightness and contrast, each", low=0, high=1),
+
+    # ---- Model ----
+    "model.name": Option(
+        "resnet50", "tiny has one narrow block a stage: for tests and trials, without pretraining",
+        choices=("resnet50", "tiny"), per_member=True),
+    "model.weights": Option(
+        "imagenet", "imagenet, random, or a .safetensors file with torchvision's names",
+        required=True),
+    "model.batch_norm": Option(
+        "global", "statistics in training: over the whole batch, or of each device's own chips",
+        choices=("global", "device"), per_member=True),
+
+    # ---- Training ----
+    "train.epochs": Option(5, "passes over the training chips", low=1, unit="epochs"),
+    "train.precision": Option(
+        "float32", "of the backbone's activations; parameters are always float32",
+        choices=("float32", "bfloat16"), per_member=True),
+    "train.save_every": Option(
+        500, "steps between checkpoints; 0: at the end of each epoch, which always saves",
+        low=0, unit="steps", on_resume="free"),
+    "train.save_minutes": Option(
+        10.0, "time between checkpoints; 0: no limit", low=0, unit="minutes", on_resume="free"),
+    "train.allow_changes": Option(
+        False, "resume although other options or data changed; config.json records what changed",
+        on_resume="free"),
+
+    # ---- Optimizer: fastai's fit_one_cycle ----
     "optim.lr": Option(
-        (1e-2, 2e-2), lambda value: _positive(value, (1, 2, 3)), "one to three numbers above 0",
-        "peak rate of all groups; two are spaced geometrically from stem to head; or one a group"),
-    "optim.freeze": _flag(True, "train only the head and every BatchNorm"),
-    "optim.weight_decay": _within(0, 1, 1e-2, "decoupled, on every parameter that trains"),
-    "optim.pct_start": _within(0, 1, 0.3, "share of the steps in which the rate rises"),
-    "optim.div_factor": _at_least(1, 25.0, "peak rate over first rate"),
-    "optim.final_div": _at_least(1, 1e4, "first rate over last rate"),
+        (1e-2, 2e-2),
+        "peak rates: one for all groups; two, spaced geometrically from stem to head; or three",
+        above=0, lengths=(1, 2, 3)),
+    "optim.freeze": Option(True, "train only the head and every BatchNorm"),
+    "optim.weight_decay": Option(
+        1e-2, "decoupled (AdamW), on every trained parameter", low=0, high=1),
+    "optim.pct_start": Option(
+        0.3, "share of the steps in which the rate rises", low=0, high=1),
+    "optim.div_factor": Option(25.0, "peak rate / first rate", low=1),
+    "optim.final_div": Option(1e4, "first rate / last rate", low=1),
     "optim.momentum": Option(
-        (0.95, 0.85), _momentum, "two numbers between 0 and 1",
-        "Adam's beta1 at the low rates and at the peak"),
-    # The LR-range test
-    "lr_range.steps": _at_least(17, 100, "points of the curve; suggestions drop 15 of them"),
-    "lr_range.start_lr": _above(0, 1e-7, "first learning rate"),
-    "lr_range.end_lr": _above(0, 10.0, "learning rate that the last step falls just short of"),
-    "lr_range.in_journey": _flag(True, "the journey command runs the test before this stage"),
-    # Scores and predictions
-    "score.threshold": _within(0, 1, 0.2, "probability above which a label is predicted"),
-    "score.decision_rule": _choice(
-        "threshold", ("per_class", "expected_f2"),
-        "how probabilities become labels: score.threshold; fitted thresholds; highest expected F2"),
-    "score.calibrate": _flag(False, "Platt-scale each class before labels are decided"),
-    "score.weather_rule": _flag(
-        False, "exactly one of clear, partly_cloudy, haze, cloudy; nothing else with cloudy"),
-    "score.folds": _at_least(2, 5, "what is fitted to chips is scored on others, in so many parts"),
-    "score.resamples": _at_least(20, 1000, "of the bootstrap behind each 95% interval"),
-    "score.test_time_augmentation": _choice(
-        "none", ("dihedral", "fastai"),
-        "views of a chip: itself; its eight symmetries; fastai v1's own scheme"),
-    "score.average": _choice("probabilities", ("logits",), "what views and runs have averaged"),
-    "score.split": _choice("valid", ("train",), "the chips that evaluate scores"),
+        (0.95, 0.85), "Adam's beta1 at the lowest and at the peak rate",
+        above=0, below=1, lengths=(2,)),
+
+    # ---- Learning-rate range test ----
+    "lr_range.steps": Option(
+        100, "points of the curve; the suggestions leave out 15 of them",
+        low=17, unit="steps", on_resume="free"),
+    "lr_range.start_lr": Option(1e-7, "first learning rate", above=0, on_resume="free"),
+    "lr_range.end_lr": Option(
+        10.0, "end of the learning rates; the last step is just below it",
+        above=0, on_resume="free"),
+    "lr_range.in_journey": Option(
+        True, "the journey command runs the test before this stage", on_resume="free"),
+
+    # ---- Scores and predictions ----
+    "score.threshold": Option(
+        0.2, "a label is predicted where its probability is above this", low=0, high=1),
+    "score.decision_rule": Option(
+        "threshold", "labels by score.threshold, by a fitted threshold a class, or by expected F2",
+        choices=("threshold", "per_class", "expected_f2"), on_resume="free"),
+    "score.calibrate": Option(
+        False, "apply Platt scaling to each class before the decision", on_resume="free"),
+    "score.weather_rule": Option(
+        False, "exactly one of clear, partly_cloudy, haze, cloudy; nothing else with cloudy",
+        on_resume="free"),
+    "score.folds": Option(
+        5, "cross-validation of fitted decisions: each fold is scored by a fit to the others",
+        low=2, unit="folds", on_resume="free"),
+    "score.resamples": Option(
+        1000, "bootstrap resamples of each 95% interval",
+        low=20, unit="resamples", on_resume="free"),
+    "score.test_time_augmentation": Option(
+        "none", "views of a chip: itself; its eight symmetries; the scheme of fastai v1",
+        choices=("none", "dihedral", "fastai"), on_resume="free"),
+    "score.average": Option(
+        "probabilities", "what is averaged over views and ensemble members",
+        choices=("probabilities", "logits"), on_resume="free"),
+    "score.split": Option(
+        "valid", "chips that evaluate scores", choices=("valid", "train"), on_resume="free"),
     "score.ensemble": Option(
-        (), lambda value: all(isinstance(run, str) and run.strip() for run in value),
-        "a tuple of run folders", "runs to average, each at its own size; (): workdir's alone"),
-    "predict.folder": _text("", "images to predict; '': test-jpg of data.root"),
-    "predict.submission": _flag(
-        False, "write submission.csv too; '' then means test-jpg and test-jpg-additional"),
+        (), "run folders to average, each at its own size; (): workdir alone",
+        item_type=str, required=True, on_resume="free"),
+    "predict.folder": Option(
+        "", "folder of images to predict; '': test-jpg of data.root",
+        on_resume="free", per_process=True),
+    "predict.submission": Option(
+        False, "write submission.csv too; predict.folder = '' then adds test-jpg-additional",
+        on_resume="free"),
 }  # fmt: skip
 
-# These change no number of a run: they may differ when it goes on. A option of the network, the data
-# or the training never stands here.
-FREE_OPTIONS = {
-    "workdir", "checkpoint", "stages", "data.source", "data.root", "data.cache", "data.decoded",
-    "data.threads", "data.kaggle_competition", "data.kaggle_mirror", "data.test_chips",
-    "train.save_every", "train.save_minutes", "train.allow_changes", "lr_range.in_journey",
-    "lr_range.steps", "lr_range.start_lr", "lr_range.end_lr", "predict.folder",
-    "predict.submission",
-    "score.decision_rule", "score.calibrate", "score.weather_rule", "score.folds",
-    "score.resamples",
-    "score.test_time_augmentation", "score.average", "score.split", "score.ensemble",
-    "hosts.coordinator", "hosts.count", "hosts.index",
-}  # fmt: skip
-
-
-# Each process of a run on several hosts may have these its own way.
-OWN_OPTIONS = {
-    "hosts.index", "data.root", "data.cache", "data.decoded", "data.threads", "predict.folder",
-}  # fmt: skip
+RENAMED = {
+    "score.decide": "score.decision_rule",
+    "score.rows": "score.split",
+    "score.runs": "score.ensemble",
+    "score.tta": "score.test_time_augmentation",
+    "train.force": "train.allow_changes",
+    "optim.warm_up": "optim.pct_start",
+    "optim.div": "optim.div_factor",
+    "model.norm": "model.batch_norm",
+    "lr_range.low": "lr_range.start_lr",
+    "lr_range.high": "lr_range.end_lr",
+}
+MEMBER_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.per_member)
 
 
 def get_config() -> ConfigDict:
-    """The defaults: the notebook's first stage. Setting a name that is no option is an error."""
+    """Return the defaults, which are the notebook's first stage.
+
+    The ConfigDict is locked: setting an unknown name raises AttributeError.
+    """
     config = ConfigDict()
     for name, option in OPTIONS.items():
         section, _, last = name.rpartition(".")
@@ -198,7 +290,7 @@ def get_config() -> ConfigDict:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """`{"data.size": 128, ...}`, sections in one level."""
+    """Return `{"data.size": 128, ...}`: the options of all sections in one dict."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -208,16 +300,66 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks every option, and those that only make sense together.
+def may_change_on_resume(name: str) -> bool:
+    """Return whether a resumed run may have another value of the option `name`."""
+    return OPTIONS[name].on_resume == "free"
+
+
+def shared_by_processes(config: ConfigDict) -> dict[str, Any]:
+    """Return `{"config.seed": 0, ...}`: the options that all processes of a run must share."""
+    options = flatten(config).items()
+    return {f"config.{name}": value for name, value in options if not OPTIONS[name].per_process}
+
+
+def translate_saved(options: dict[str, Any], source: object = "a saved run") -> dict[str, Any]:
+    """Return the options of an older run under today's names, newer options at their defaults.
+
+    Args:
+      options: `{"data.size": 128, ...}` from a config.json or a checkpoint; tuples are lists there.
+      source: the file or folder they come from, for the message.
 
     Raises:
-      BadInput: for the first that is unknown, missing, of a wrong type or out of range.
+      BadInput: an option is unknown.
+    """
+    saved = {RENAMED.get(name, name): value for name, value in options.items()}
+    if unknown := sorted(saved.keys() - OPTIONS.keys()):
+        raise BadInput(
+            f"{source} has the option {unknown[0]}, which this version of planet_jax does not "
+            "know; use the version that saved it"
+        )
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    as_json = {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
+    return as_json | saved
+
+
+def unknown_option(name: str) -> str:
+    """Return the message for a name that is not an option: its new name, or the nearest one."""
+    if name in RENAMED:
+        return f"config.{name} is now config.{RENAMED[name]}"
+    return f"config.{name} is no option; {did_you_mean(name, OPTIONS)}"
+
+
+def check(name: str, value: Any) -> None:
+    """Check the value of one known option.
+
+    Raises:
+      BadInput: the value has another type than the default or is out of bounds.
+    """
+    option = OPTIONS[name]
+    if not option.accepts(value):
+        raise BadInput(f"config.{name} = {value!r} must be {option.rule} ({option.help})")
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every option, and the options that depend on each other.
+
+    Raises:
+      BadInput: an option is unknown, missing, of another type, out of bounds or in conflict.
     """
     flat = flatten(config)
     for name, value in flat.items():
         if name not in OPTIONS:
-            raise BadInput(f"config.{name} is no option; {did_you_mean(name, OPTIONS)}")
+            raise BadInput(unknown_option(name))
         check(name, value)
     for name in OPTIONS.keys() - flat.keys():
         raise BadInput(f"config.{name} is missing; start the config from configs/base.py")
@@ -225,7 +367,9 @@ def validate(config: ConfigDict) -> None:
     if config.lr_range.start_lr >= config.lr_range.end_lr:
         raise BadInput("config.lr_range.start_lr must be below config.lr_range.end_lr")
     if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
-        raise BadInput("config.init_from is config.workdir itself; give the stage its own folder")
+        raise BadInput("config.init_from is config.workdir itself; set workdir to a new folder")
+    if config.model.name == "tiny" and config.model.weights == "imagenet":
+        raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")
 
 
 def _check_hosts(hosts: ConfigDict) -> None:
@@ -245,82 +389,3 @@ def _check_hosts(hosts: ConfigDict) -> None:
         raise BadInput(
             f"config.hosts.index = {hosts.index} must be below config.hosts.count = {hosts.count}"
         )
-
-
-def of_all_hosts(config: ConfigDict) -> dict[str, Any]:
-    """The options that every process of a run must have alike."""
-    return {
-        f"config.{name}": value
-        for name, value in flatten(config).items()
-        if name not in OWN_OPTIONS
-    }
-
-
-def check(name: str, value: Any) -> None:
-    """Checks one known option's value.
-
-    Raises:
-      BadInput: it is of another type than the default, or not allowed.
-    """
-    option = OPTIONS[name]
-    kind = type(option.default)
-    fits = isinstance(value, kind) or (kind is float and type(value) is int)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(f"config.{name} = {value!r} must be finite: {option.meaning}")
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise BadInput(f"config.{name} = {value!r} must be {kind.__name__}: {option.meaning}")
-    if not option.allowed(value):
-        raise BadInput(f"config.{name} = {value!r} must be {option.rule}: {option.meaning}")
-
-
-def check_flags(arguments: Sequence[str]) -> None:
-    """Checks the names in `--config FILE` and `--config.KNOB` before absl tries to use them.
-
-    Raises:
-      BadInput: the file is not there, or the option is not known.
-    """
-    for i, argument in enumerate(arguments):
-        name, _, value = argument.lstrip("-").partition("=")
-        if argument.startswith("--") and not name.startswith(("config", "noconfig")):
-            close = difflib.get_close_matches(
-                name, ["config", *(f"config.{k}" for k in OPTIONS)], 1
-            )
-            if close:
-                raise BadInput(f"--{name} is no flag; did you mean --{close[0]}?")
-        if name == "config" and argument.startswith("-"):
-            _find_file(value or next(iter(arguments[i + 1 :]), ""))
-        option = name.removeprefix("no").removeprefix("config.")
-        if name.startswith(("config.", "noconfig.")) and option not in OPTIONS:
-            raise BadInput(
-                f"--{name}: config.{option} is no option; {did_you_mean(option, OPTIONS)}"
-            )
-
-
-def load(file: str) -> ConfigDict:
-    """The config of `configs/demo.py`, or of `configs/demo.py:stage1`: its get_config("stage1").
-
-    Raises:
-      BadInput: the file is not there, or it fails.
-    """
-    path = _find_file(file)
-    argument = file.removeprefix(str(path)).removeprefix(":")
-    try:
-        made = runpy.run_path(str(path))["get_config"](*[argument] * bool(argument))
-    except BadInput:
-        raise
-    except Exception as error:  # the config file is the user's code
-        raise BadInput(f"{file}: failed with {type(error).__name__}: {error}") from error
-    validate(made)
-    return made
-
-
-def _find_file(file: str) -> Path:
-    """The path in `path` or `path:argument`, which must exist."""
-    path, colon, _ = file.rpartition(":")
-    path = path if colon and path.endswith(".py") else file
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        others = list(folder.glob("*.py")) if path else []
-        hint = did_you_mean(path, map(str, others or Path("configs").glob("*.py")))
-        raise BadInput(f"--config={file}: no such file; {hint}")
-    return Path(path)

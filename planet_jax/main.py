@@ -22,10 +22,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from planet_jax import commands, config
+from planet_jax import commands, config, config_file
 from planet_jax.runtime import distributed
 from planet_jax.runtime.errors import BadInput, RunFailed, did_you_mean, resource_error
 
+config_flags.register_flag_parser_for_type(tuple, config_file.TupleParser())
 FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its options")
 TARGET = flags.DEFINE_string("target", "", "of preflight: v5e:2x4, h100:8, ...")
 JSON = flags.DEFINE_boolean("json", False, "of preflight: figures for tools")
@@ -37,12 +38,12 @@ DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 def parse(argv: list[str]) -> list[str]:
     """Parses absl's flags; all that can be wrong with them ends here, in one line."""
     try:
-        config.check_flags(argv[1:])
+        config_file.check_flags(argv[1:])
         return flags.FLAGS(argv)
     except (BadInput, flags.Error) as error:
         end(error, 2)
     except Exception as error:  # the config file is the user's code
-        end(f"--config: the config file failed with {type(error).__name__}: {error}", 2)
+        end(config_file.file_error("the --config file", error), 2)
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
             raise BadInput("--config is missing; try --config configs/smoke.py")
         config.validate(FLAG.value)
         distributed.initialize(FLAG.value.hosts, finishes_step=command in ("train", "journey"))
-        distributed.require_same({"the command": command, **config.of_all_hosts(FLAG.value)})
+        distributed.require_same({"the command": command, **config.shared_by_processes(FLAG.value)})
         more = {
             "journey": {"overrides": config_flags.get_override_values(flags.FLAGS["config"])},
             "preflight": {"target": TARGET.value, "as_json": JSON.value},

@@ -10,19 +10,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from planet_jax.config import MEMBER_OPTIONS, translate_saved
 from planet_jax.data import loader
 from planet_jax.data.augment import TTA_PLAIN, Augmentation, fastai_tta
 from planet_jax.model.classifier import Variables
 from planet_jax.train import checkpoint
 from planet_jax.train.stage import Stage, host_share
 from planet_jax.train.steps import VIEWS, average_logits, make_predict_step
-
-OF_THE_RUN = (
-    "data.size",
-    "model.name",
-    "model.batch_norm",
-    "train.precision",
-)  # a member's own
 
 
 class Source(Protocol):
@@ -41,7 +35,8 @@ def member_config(config: ConfigDict, run: str) -> ConfigDict:
     meta = checkpoint.read_meta(Path(run), config.checkpoint)
     assert meta is not None  # or `require` had refused
     member = config.copy_and_resolve_references()
-    own = {name: meta["config"][name] for name in OF_THE_RUN}
+    saved = translate_saved(meta["config"], run)
+    own = {name: saved[name] for name in MEMBER_OPTIONS}
     member.update_from_flattened_dict({**own, "workdir": run, "score.ensemble": ()})
     return member
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from planet_jax.config import FREE_OPTIONS, OPTIONS, flatten
+from planet_jax.config import flatten, may_change_on_resume, translate_saved
 from planet_jax.data.loader import Batch
 from planet_jax.runtime import distributed, signals
 from planet_jax.runtime.errors import BadInput, RunFailed
@@ -80,9 +80,10 @@ def _changes(meta: Meta, config: ConfigDict, run: Path) -> dict[str, Any]:
       BadInput: there are some, and `train.allow_changes` does not say to go on.
     """
     now = {name: _plain(value) for name, value in flatten(config).items()}
-    # A option that is newer than the run had its default's effect.
-    before = {name: _plain(option.default) for name, option in OPTIONS.items()} | meta["config"]
-    differing = [name for name in now if name not in FREE_OPTIONS and before[name] != now[name]]
+    before = translate_saved(meta["config"], run)
+    differing = [
+        name for name in now if not may_change_on_resume(name) and before[name] != now[name]
+    ]
     if differing and not config.train.allow_changes:
         listed = "; ".join(
             f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing

@@ -60,7 +60,7 @@ def summary(run: RunFolder) -> str:
     }
     rows = [
         {"option": name, "value": str(value), "default": str(as_json(OPTIONS[name].default)),
-         "meaning": OPTIONS[name].meaning}
+         "meaning": OPTIONS[name].help}
         for name, value in options.items() if differs(name, value)
     ]  # fmt: skip
     title = "<h3>Options that are not at their defaults</h3>"

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from planet_jax.config import OPTIONS
+from planet_jax.config import OPTIONS, translate_saved
 from planet_jax.runtime.errors import BadInput
 
 
@@ -47,7 +47,7 @@ class RunFolder:
 
     def options(self, folder: Path) -> dict[str, Any]:
         """Every option as a run had it."""
-        return dict(_read_json(folder / "config.json")["config"])
+        return translate_saved(_read_json(folder / "config.json")["config"], folder)
 
     def metrics(self, *names: str) -> dict[str, Any]:
         """metrics.json, which must have `names`."""

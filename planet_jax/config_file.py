@@ -1,0 +1,96 @@
+"""Load config files, and check the flags that name and change them."""
+
+import ast
+import difflib
+import re
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_flags import tuple_parser
+
+from planet_jax.config import OPTIONS, RENAMED, unknown_option, validate
+from planet_jax.runtime.errors import BadInput, did_you_mean
+
+
+class TupleParser(tuple_parser.TupleParser):
+    """Parse the tuple in a flag: `1e-4,2e-3`, `runs/a,runs/b`, `runs/a` or `('runs/a',)`.
+
+    ml_collections' own parser takes `runs/a,runs/b` as one name.
+    """
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """Return the tuple; text that is no Python literal is split at its commas."""
+        if not isinstance(argument, str):
+            return super().parse(argument)
+        try:
+            value = ast.literal_eval(argument)
+        except (ValueError, SyntaxError):
+            return tuple(item.strip() for item in argument.split(",") if item.strip())
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Check the names in `--config FILE` and `--config.OPTION` before absl parses them.
+
+    absl's own messages have many lines and do not name the nearest option.
+
+    Raises:
+      BadInput: the file does not exist, or a flag or option is unknown.
+    """
+    flags = ["config", *(f"config.{name}" for name in OPTIONS)]
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.lstrip("-").partition("=")
+        option = name.removeprefix("no").removeprefix("config.")
+        if name.startswith(("config.", "noconfig.")):
+            if option not in OPTIONS:
+                raise BadInput(f"--{unknown_option(option)}")
+        elif name == "config" and argument.startswith("-"):
+            _config_path(value or next(iter(arguments[i + 1 :]), ""))
+        elif argument.startswith("--") and (close := difflib.get_close_matches(name, flags, 1)):
+            raise BadInput(f"--{name} is no flag; did you mean --{close[0]}?")
+
+
+def load(file: str) -> ConfigDict:
+    """Load `configs/demo.py`, or `configs/demo.py:stage1`: the config of get_config("stage1").
+
+    Raises:
+      BadInput: the file does not exist, it fails, or an option in it is wrong.
+    """
+    path, argument = _config_path(file)
+    try:
+        config = runpy.run_path(path)["get_config"](*[argument] * bool(argument))
+    except Exception as error:  # a config file can raise anything
+        raise file_error(file, error) from error
+    validate(config)
+    return config
+
+
+def file_error(file: str, error: Exception) -> BadInput:
+    """Return what a config file raised as one line; name the option that it misspells."""
+    if isinstance(error, BadInput):
+        return error
+    # ml_collections names the key alone, then lists all others.
+    unknown = re.match(r'\W*Key "([^"]*)" does not exist', str(error))
+    if not unknown:
+        return BadInput(f"{file}: failed with {type(error).__name__}: {error}")
+    key = unknown[1]
+    for old in RENAMED:
+        if key == old.rpartition(".")[2]:
+            return BadInput(f"{file}: {unknown_option(old)}")
+    keys = {name.rpartition(".")[2] for name in OPTIONS}
+    return BadInput(f"{file}: {key} is no option; {did_you_mean(key, keys)}")
+
+
+def _config_path(file: str) -> tuple[str, str]:
+    """Split `PATH` or `PATH:ARGUMENT`; raise BadInput when PATH does not exist."""
+    path, colon, argument = file.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        path, argument = file, ""
+    if not Path(path).is_file():
+        siblings = list(Path(path).parent.glob("*.py")) if path else []
+        hint = did_you_mean(path, map(str, siblings or Path("configs").glob("*.py")))
+        raise BadInput(f"--config={file}: no such file; {hint}")
+    return path, argument
