@@ -1,14 +1,17 @@
 import os
 import subprocess
 import sys
+import warnings
 
+import jax
 import pytest
+from absl.testing import flagsaver
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from planet_jax import config as options
-from planet_jax import config_file
+from planet_jax import config_file, main
 from planet_jax.runtime.errors import BadInput
 
 STAGES = {
@@ -269,16 +272,34 @@ REFUSED = {
 }  # fmt: skip
 
 
+def check_refusal(status, stdout, stderr, message):
+    assert status == 2
+    assert message in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert "Traceback" not in stderr
+    assert stdout == ""
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections
 @pytest.mark.parametrize("case", REFUSED)
-def test_mistakes_get_one_line_and_status_2(case):
+def test_mistakes_get_one_line_and_status_2(case, capfd, monkeypatch):
+    arguments, message = REFUSED[case]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments])  # ml_collections reads it
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main replaces it
+    cache = jax.config.jax_compilation_cache_dir
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+        main.main(main.parse(sys.argv))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    check_refusal(stop.value.code, *capfd.readouterr(), message)
+
+
+@pytest.mark.parametrize("case", ["command", "option", "no weights"])
+def test_a_process_ends_with_the_same_line(case):
     arguments, message = REFUSED[case]
     ended = subprocess.run(
         [sys.executable, "-m", "planet_jax.main", *arguments],
         capture_output=True, text=True, cwd=ROOT, check=False,
         env=os.environ | {"JAX_PLATFORMS": ""},  # as users have it
     )  # fmt: skip
-    assert ended.returncode == 2
-    assert message in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in ended.stderr
-    assert ended.stdout == ""
+    check_refusal(ended.returncode, ended.stdout, ended.stderr, message)
