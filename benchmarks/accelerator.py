@@ -17,22 +17,20 @@ import plain
 from ml_collections import ConfigDict
 
 from planet_jax.config import get_config
-from planet_jax.preflight import compile as preflight
+from planet_jax.preflight import cost, targets
 
 CLASSES = 17
 
 
-def ours(
-    target: preflight.Target, freeze: bool, norm: str, chips: int, size: int
-) -> preflight.Cost:
+def ours(target: targets.Target, freeze: bool, norm: str, chips: int, size: int) -> cost.Cost:
     config: ConfigDict = get_config()
     config.optim.freeze, config.model.batch_norm = freeze, norm
     config.data.size, config.train.precision = size, "bfloat16"
-    train, _ = preflight.steps(config, CLASSES)
-    return preflight.cost(train, target, chips)
+    train, _ = cost.steps(config, CLASSES)
+    return cost.measure(train, target, chips)
 
 
-def flaxs(target: preflight.Target, freeze: bool, chips: int, size: int) -> preflight.Cost:
+def flaxs(target: targets.Target, freeze: bool, chips: int, size: int) -> cost.Cost:
     def lower(devices: Sequence[Any], chips: int) -> Any:
         init, step = plain.make(CLASSES, freeze, "bfloat16", list(devices))
         n = len(devices)
@@ -43,7 +41,7 @@ def flaxs(target: preflight.Target, freeze: bool, chips: int, size: int) -> pref
         key = jax.eval_shape(lambda: jax.random.key(0))
         return step.lower(jax.eval_shape(init), *batch, key)
 
-    return preflight.cost(lower, target, chips)
+    return cost.measure(lower, target, chips)
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def main() -> None:
     print("| target | step | whose | GFLOP | GB moved | ratio | temporaries GB | all-reduces |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in args.target or ["v5e:2x2", "h100:4"]:
-        target = preflight.find(name)
+        target = targets.find(name)
         for freeze in (True, False):
             yardstick = flaxs(target, freeze, args.chips, args.size)
             rows = {"plain Flax": yardstick} | {

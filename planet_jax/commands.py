@@ -24,7 +24,8 @@ from planet_jax.data import labels as label_file
 from planet_jax.data import prepare as preparation
 from planet_jax.model import weights
 from planet_jax.model.summary import layer_table
-from planet_jax.preflight import compile as preflight_of
+from planet_jax.preflight import examine as preflight_figures
+from planet_jax.preflight import targets
 from planet_jax.results import evaluate as evaluation
 from planet_jax.results import (
     inference,
@@ -105,7 +106,7 @@ def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
         labels = label_file.read_labels(root)
         classes, chips = len(labels.classes), len(labels.names)
     train_rows, _ = label_file.split(chips, config.data.valid_fraction, config.data.split_seed)
-    found = preflight_of.examine(config, preflight_of.find(target), classes, len(train_rows))
+    found = preflight_figures.examine(config, targets.find(target), classes, len(train_rows))
     print(json.dumps(found, indent=1) if as_json else tables.preflight(found))
     if not found["fits"]:
         raise BadInput(

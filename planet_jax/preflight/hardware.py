@@ -1,36 +1,43 @@
-"""What TPUs and GPUs can do at most, by their makers' data sheets; one device (chip) a row."""
+"""List what TPUs and GPUs reach at most, by their makers' data sheets, one device (chip) a row."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Ceilings of one device, in bytes, bytes a second and FLOP a second.
+    """Ceilings of one device.
 
-    `flops` are those of bfloat16 products, dense; `float32_flops` of what XLA makes of float32
-    products by default: bfloat16 passes on a TPU, TF32 on these GPUs. `link` is what all its links
-    to other devices carry one way. Up to `alone` devices are of one host; more are of hosts with
-    `host_devices` each.
+    Attributes:
+      platform: "tpu" or "cuda", as in jax.
+      memory: in bytes.
+      flops: dense bfloat16 products, in FLOP a second.
+      float32_flops: XLA's default for float32: bfloat16 passes on a TPU, TF32 on these GPUs.
+      bandwidth: of the main memory, in bytes a second.
+      link: of all links to other devices, one way, in bytes a second.
+      single_host_devices: the largest number of devices that one host has.
+      host_devices: devices of each host in a larger slice.
+      source: of these figures.
+      xla_description: of a GPU, for XLA's compiler.
     """
 
-    platform: str  # jax's name
+    platform: str
     memory: float
     flops: float
     float32_flops: float
     bandwidth: float
     link: float
-    alone: int
+    single_host_devices: int
     host_devices: int
     source: str
-    spec: str = ""  # of a GPU: what XLA's compiler asks of the device
+    xla_description: str = ""
 
 
 def _tpu(
-    memory: int, tflops: int, gigabytes: int, link_gigabits: int, alone: int, source: str
+    memory: int, tflops: int, gigabytes: int, link_gigabits: int, single_host: int, source: str
 ) -> Hardware:
-    flops, link = tflops * 1e12, link_gigabits * 1e9 / 8 / 2  # the sheets add up both directions
+    flops, link = tflops * 1e12, link_gigabits * 1e9 / 8 / 2  # the sheets add both directions
     bandwidth = gigabytes * 1e9
-    return Hardware("tpu", memory * 2**30, flops, flops, bandwidth, link, alone, 4, source)
+    return Hardware("tpu", memory * 2**30, flops, flops, bandwidth, link, single_host, 4, source)
 
 
 def _gpu(
@@ -39,7 +46,7 @@ def _gpu(
 ) -> Hardware:  # fmt: skip
     capability = f"major: {spec.pop('major'):g} minor: {spec.pop('minor', 0):g}"
     fields = " ".join(f"{name}: {value:.10g}" for name, value in spec.items())
-    text = (
+    description = (
         f"gpu_device_info {{ {fields} threads_per_block_limit: 1024 threads_per_warp: 32 "
         "shared_memory_per_block: 49152 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 "
         "block_dim_limit_z: 65535 registers_per_core_limit: 65536 registers_per_block_limit: 65536 "
@@ -49,12 +56,21 @@ def _gpu(
     )
     bandwidth, link = gigabytes * 1e9, link_gigabytes * 1e9 / 2
     return Hardware(
-        "cuda", memory * 2**30, tflops * 1e12, tf32 * 1e12, bandwidth, link, 8, 8, source, text
+        "cuda",
+        memory * 2**30,
+        tflops * 1e12,
+        tf32 * 1e12,
+        bandwidth,
+        link,
+        8,
+        8,
+        source,
+        description,
     )
 
 
 HARDWARE = {
-    # A v4 chip is two devices to this compiler: half a chip a row.
+    # The compiler counts a v4 chip as two devices: this row is half a chip.
     "v4": replace(_tpu(16, 137, 614, 1200, 8, "cloud.google.com/tpu/docs/v4"), host_devices=8),
     "v5e": _tpu(16, 197, 819, 1600, 8, "cloud.google.com/tpu/docs/v5e"),
     "v5p": _tpu(95, 459, 2765, 4800, 4, "cloud.google.com/tpu/docs/v5p"),

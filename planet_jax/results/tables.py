@@ -155,7 +155,7 @@ def _with_interval(value: float, ends: Sequence[float], digits: int = 4) -> str:
 
 
 def preflight(found: dict[str, Any]) -> str:
-    """What `train.preflight.examine` found, in gigabytes, milliseconds and chips a second."""
+    """What `preflight.examine.examine` found, in gigabytes, milliseconds and chips a second."""
     device = found["device_memory_bytes"] / 1e9
     head = (
         f"{found['target']}: {found['devices']} devices of {device:.1f} GB on {found['hosts']} "

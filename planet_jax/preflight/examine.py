@@ -1,0 +1,98 @@
+"""Compute what a stage needs, and can reach at most, on hardware that is not attached.
+
+The real compilers run on any machine; no step is run. Times are ceilings from the makers' data
+sheets, not estimates.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from planet_jax.preflight.cost import Lower, TooLarge, measure, steps
+from planet_jax.preflight.targets import Target
+from planet_jax.train.stage import check_batch
+
+USABLE_MEMORY = 0.97  # share of the memory that the search aims at; the runtime keeps some
+
+
+def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dict[str, Any]:
+    """Return the figures of a config's stage on `target`, per device and train step unless named.
+
+    Args:
+      config: of one stage.
+      target: the devices.
+      classes: number of labels.
+      chips: number of training chips.
+
+    Returns:
+      A flat dict. Where the stage does not fit, `largest_batch` replaces the cost and the times.
+
+    Raises:
+      BadInput: the batch size is no multiple of the number of devices.
+    """
+    n, hardware, batch = len(target.devices), target.hardware, config.data.batch_size
+    check_batch(batch, n)
+    setting = {
+        "target": target.name, "devices": n, "hosts": target.hosts, "batch_size": batch,
+        "device_memory_bytes": int(hardware.memory), "source": hardware.source,
+    }  # fmt: skip
+    lower_train, lower_predict = steps(config, classes)
+    try:
+        train = measure(lower_train, target, batch // n)
+        predict = measure(lower_predict, target, batch // n)
+    except TooLarge as error:
+        fits = largest_batch(lower_train, target, batch // n, error.needed)
+        return {**setting, "fits": False, "largest_batch": fits * n}
+
+    is_float32 = config.train.precision == "float32"
+    peak_flops = hardware.float32_flops if is_float32 else hardware.flops
+    compute, memory = train.flops / peak_flops, train.bytes_moved / hardware.bandwidth
+    # In a ring, each device sends every byte twice, but for the 1/n that it keeps.
+    all_reduce = 2 * (n - 1) / n * train.all_reduce_bytes / hardware.link
+    step_seconds = max(compute, memory)
+    predict_seconds = max(
+        predict.flops / peak_flops, predict.bytes_moved / hardware.bandwidth
+    )  # fmt: skip
+    epoch_steps = chips // batch
+    return {
+        **setting, "fits": True, **train._asdict(),
+        "compute_seconds": compute, "memory_seconds": memory, "all_reduce_seconds": all_reduce,
+        "bound_by": "compute" if compute > memory else "memory", "step_seconds": step_seconds,
+        "chips_per_second_at_most": batch / step_seconds,
+        "loader_chips_per_second_a_host": batch / step_seconds / target.hosts,
+        "steps_per_epoch": epoch_steps, "epoch_seconds": epoch_steps * step_seconds,
+        "stage_seconds": epoch_steps * step_seconds * config.train.epochs,
+        **{f"predict_{name}": value for name, value in predict._asdict().items()},
+        "predict_chips_per_second_at_most": batch / predict_seconds,
+    }  # fmt: skip
+
+
+def largest_batch(lower: Lower, target: Target, too_large: int, needed: float) -> int:
+    """Return the most chips a device that fit, at most a sixteenth below the limit.
+
+    Each trial compiles the step, which takes up to a minute, so the search interpolates the memory
+    between the largest batch that fits and the smallest that does not.
+
+    Args:
+      lower: lowers the train step.
+      target: the devices.
+      too_large: chips a device that do not fit.
+      needed: their bytes, or nan.
+    """
+    fits, used = 0, 0.0
+    while too_large - fits > (margin := max(1, fits // 16)):
+        share = 0.5
+        if needed > used:  # False for nan
+            share = (USABLE_MEMORY * target.hardware.memory - used) / (needed - used)
+        chips = fits + int(share * (too_large - fits))
+        if not fits + margin <= chips <= too_large - margin:
+            # XLA recomputes activations to make a batch just fit, so memory is no straight line
+            # there and interpolation would creep.
+            chips = (fits + too_large) // 2
+            if fits:
+                chips = min(chips, 2 * fits)
+        try:
+            fits, used = chips, measure(lower, target, chips).peak_bytes
+        except TooLarge as error:
+            too_large, needed = chips, error.needed
+    return fits
