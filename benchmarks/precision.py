@@ -1,10 +1,10 @@
-"""bfloat16 beside float32: the same unfrozen stage on the drawn sample, once a seed.
+"""Compare bfloat16 with float32: the same unfrozen stage on the drawn sample, once a seed.
 
     python benchmarks/precision.py [--out runs/precision] [--seeds 0 1 2] [--epochs 8]
 
 ResNet50 from random weights, 300 chips of 64 px to train on and 300 to score. Prints each seed's
 final figures and the mean difference; exits with 1 if the F2 differ by more than 0.01 on average.
-What is done stays done, so the same command again only compares.
+Finished runs are kept, so the same command again only compares.
 """
 
 import argparse
@@ -43,17 +43,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
-    ends = {}
+    final = {}
     for seed in args.seeds:
         for precision in PRECISIONS:
             config = stage_config(args.out, seed, precision, args.epochs)
             commands.train(config)
             history = pd.read_csv(Path(config.workdir) / "history.csv")
-            ends[precision, seed] = history[FIGURES].iloc[-1]
-    table = pd.DataFrame(ends).T
+            final[precision, seed] = history[FIGURES].iloc[-1]
+    table = pd.DataFrame(final).T
     print(table.to_string(float_format=lambda value: f"{value:.4f}"))
-    off = table.loc["bfloat16"] - table.loc["float32"]
-    mean, sd = off.mean(), off.std()
+    difference = table.loc["bfloat16"] - table.loc["float32"]
+    mean, sd = difference.mean(), difference.std()
     for figure in FIGURES:
         print(f"{figure}: bfloat16 - float32 = {mean[figure]:+.4f} (sd {sd[figure]:.4f} a seed)")
     sys.exit(0 if abs(mean["fbeta"]) <= 0.01 else 1)

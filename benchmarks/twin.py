@@ -1,11 +1,12 @@
-"""The twin: the notebook's two 128 px stages beside fastai v1, from the same weights and chips.
+"""Compare the notebook's two 128 px stages with fastai v1, from the same weights and chips.
 
     python benchmarks/twin.py [--out runs/twin] [--seeds 0 1 2] [--precision float32]
 
 Trains on ../shared/data/ucmerced (840/210 chips, 5 + 5 epochs, batch 64) from the reference's
-formula weights, once a seed, and puts ../shared/reference/twin.json beside it: a table on stdout,
-the two curves in OUT/twin.png. Exits with 1 if a figure is outside fastai's own spread. What is
-done stays done, so the same command again only draws. About 35 minutes on 2 cores for three seeds.
+formula weights, once a seed. Prints the final figures beside ../shared/reference/twin.json and
+writes the loss curves to OUT/twin.png. Exits with 1 if a figure is outside fastai's own spread.
+Finished runs are kept, so the same command again only compares. Three seeds take about 35 minutes
+on 2 cores.
 """
 
 import argparse
@@ -33,7 +34,10 @@ FIGURES = ("valid_loss", "accuracy_thresh", "fbeta")
 
 
 def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The reference's weights of a name of torch's state dict (../shared/reference/README.md)."""
+    """Return the reference's weights for a name in torch's state dict.
+
+    The formula is in ../shared/reference/README.md.
+    """
     r = np.random.default_rng(zlib.crc32(name.encode()))
     norm = "bn" in name or "downsample.1" in name
     if name.startswith("head"):
@@ -53,7 +57,7 @@ def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_weights(path: Path) -> None:
-    """Backbone and head by the formula, as a `.safetensors` file with torchvision's names."""
+    """Write backbone and head by the formula to a `.safetensors` file with torchvision's names."""
     state = {}
     for tree_path, leaf in traverse_util.flatten_dict(abstract_variables(17)).items():
         name = weights.torch_name(tree_path)
@@ -64,7 +68,7 @@ def write_weights(path: Path) -> None:
 
 
 def stage_config(out: Path, seed: int, name: str, precision: str) -> ConfigDict:
-    """The notebook's stage on the twin's chips."""
+    """Return the config of one of the notebook's stages on the reference's chips."""
     config = get_config()
     config.seed = seed
     config.workdir = str(out / f"{name}-{seed}")
@@ -79,9 +83,11 @@ def stage_config(out: Path, seed: int, name: str, precision: str) -> ConfigDict:
 
 
 def compare(out: Path, seeds: list[int]) -> tuple[pd.DataFrame, dict[str, np.ndarray], bool]:
-    """Final figures of both programs, smoothed losses [seed, step] of ours, and whether all agree.
+    """Compare the final figures of both programs over their seeds.
 
-    The tolerance is the issue's: twice fastai's standard deviation over its seeds, or 0.02.
+    Returns:
+      A table of final figures, our smoothed losses [seed, step] by stage, and whether every
+      difference is within twice fastai's standard deviation over its seeds, or 0.02.
     """
     theirs = json.loads((SHARED / "reference" / "twin.json").read_text())["runs"]
     rows, curves = [], {}
@@ -92,22 +98,22 @@ def compare(out: Path, seeds: list[int]) -> tuple[pd.DataFrame, dict[str, np.nda
             a = np.array([run[stage][figure][-1] for run in theirs])
             b = np.array([history[figure].iloc[-1] for history in histories])
             allowed = max(2 * a.std(ddof=1), 0.02)
-            off = b.mean() - a.mean()
-            agree &= figure == "accuracy_thresh" or abs(off) <= allowed
-            spread = a.std(ddof=1), b.std(ddof=1)
-            rows.append([stage, figure, a.mean(), spread[0], b.mean(), spread[1], off, allowed])
+            difference = b.mean() - a.mean()
+            agree &= figure == "accuracy_thresh" or abs(difference) <= allowed
+            sd_a, sd_b = a.std(ddof=1), b.std(ddof=1)
+            rows.append([stage, figure, a.mean(), sd_a, b.mean(), sd_b, difference, allowed])
         steps = [pd.read_csv(out / f"{stage}-{seed}" / "steps.csv") for seed in seeds]
         curves[stage] = np.array([table["smooth_loss"] for table in steps])
         their_curve = np.array([run[stage]["smooth_loss"] for run in theirs]).mean(0)
-        off = (curves[stage].mean(0) / their_curve - 1)[9::10]
-        print(f"{stage}: smoothed loss at every tenth step, ours / theirs - 1:", np.round(off, 4))
-        agree &= stage == "stage2" or bool((np.abs(off) <= 0.03).all())
+        ratio = (curves[stage].mean(0) / their_curve)[9::10] - 1
+        print(f"{stage}: smoothed loss at every tenth step, ours / theirs - 1:", np.round(ratio, 4))
+        agree &= stage == "stage2" or bool((np.abs(ratio) <= 0.03).all())
     columns = ["stage", "figure", "fastai", "sd", "ours", "our sd", "difference", "allowed"]
     return pd.DataFrame(rows, columns=columns), curves, agree
 
 
 def draw(curves: dict[str, np.ndarray]) -> Figure:
-    """Both programs' smoothed training loss, a line a seed."""
+    """Draw the smoothed training loss of both programs, one line per seed."""
     theirs = json.loads((SHARED / "reference" / "twin.json").read_text())["runs"]
     figure = Figure(figsize=(11, 3.8))
     for axis, (stage, ours) in zip(figure.subplots(1, 2), curves.items(), strict=True):
@@ -140,7 +146,7 @@ def main() -> None:
     table, curves, agree = compare(args.out, args.seeds)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     pictures.save(draw(curves), args.out / "twin.png")
-    print(f"{args.out / 'twin.png'}: the two curves")
+    print(f"{args.out / 'twin.png'}: the loss curves")
     sys.exit(0 if agree else 1)
 
 

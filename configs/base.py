@@ -1,4 +1,4 @@
-"""Every option at its default; planet_jax/config.py lists each with its unit and reason."""
+"""Return every option at its default; planet_jax/config.py lists and explains them."""
 
 from planet_jax.config import get_config
 

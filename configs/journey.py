@@ -1,9 +1,10 @@
-"""The notebook's four stages on the competition's chips, one after the other, then the scores.
+"""Run the notebook's four stages on the competition's chips, then score, predict and report.
 
     python -m planet_jax.main journey --config configs/journey.py
 
-Expected: F2 0.926, 0.928, 0.930, 0.931 after the four stages (the notebook and fast.ai's course
-run, in fastai v1). Ours has not been run on the competition's chips; see the README for what has.
+Expected: F2 0.926, 0.928, 0.930 and 0.931 after the four stages (the notebook and fast.ai's course
+run, in fastai v1).
+This program has not been trained on the competition's chips. The README lists what was measured.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""The notebook's first stage: ResNet50 from ImageNet, frozen below its head, at 128 px.
+"""Train the notebook's first stage: ImageNet's ResNet50, frozen below its head, at 128 px.
 
     python -m planet_jax.main --config configs/stage1.py
 
-Expected: valid loss 0.105, F2 0.926 (fastai v1, five minutes an epoch on one GPU of 2019). Ours has
-not been run on the competition's chips; see the README for what has.
+Expected: valid loss 0.105, F2 0.926 (fastai v1, five minutes an epoch on one GPU of 2019).
+This program has not been trained on the competition's chips. The README lists what was measured.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""The notebook's third stage: frozen again at 256 px, from stage2's weights.
+"""Train the notebook's third stage: frozen again, at 256 px, from stage2's weights.
 
     python -m planet_jax.main --config configs/stage1_256.py
 
-Expected: F2 0.930 (fast.ai's course run of the same recipe, in fastai v1). Ours has
-not been run on the competition's chips; see the README for what has.
+Expected: F2 0.930 (fast.ai's course run of the same recipe, in fastai v1).
+This program has not been trained on the competition's chips. The README lists what was measured.
 """
 
 from ml_collections import ConfigDict

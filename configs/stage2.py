@@ -1,9 +1,9 @@
-"""The notebook's second stage: all of the network at 128 px, from stage1's weights.
+"""Train the notebook's second stage: the whole network at 128 px, from stage1's weights.
 
     python -m planet_jax.main --config configs/stage2.py
 
-Expected: valid loss 0.107, F2 0.928 (fastai v1, five minutes an epoch on one GPU of 2019). Ours has
-not been run on the competition's chips; see the README for what has.
+Expected: valid loss 0.107, F2 0.928 (fastai v1, five minutes an epoch on one GPU of 2019).
+This program has not been trained on the competition's chips. The README lists what was measured.
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,7 @@ class TupleParser(tuple_parser.TupleParser):
             return super().parse(argument)
         try:
             value = ast.literal_eval(argument)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return tuple(item.strip() for item in argument.split(",") if item.strip())
         return tuple(value) if isinstance(value, tuple | list) else (value,)
 

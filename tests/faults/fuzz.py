@@ -1,7 +1,7 @@
-"""Junk for everything that a user gives: taken, or refused in one line; never a traceback.
+"""Fuzz everything that a user provides: it is read, or refused in one line without a traceback.
 
-Each input is drawn from one seed and its number, so that any can be made again. What was found
-once stands as a case of its own in tests/test_faults.py.
+Each input is drawn from the seed and its number, so any one can be repeated. An input that failed
+once has a test of its own in tests/test_faults.py.
 """
 
 import io
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from planet_jax import config as options
+from planet_jax import config_file
 from planet_jax.data import dataset, labels
 from planet_jax.model import weights as torchvision_weights
 from planet_jax.runtime import files
@@ -35,53 +36,55 @@ JUNK = [
 
 
 def mutate(content: bytes, rng: Rng) -> bytes:
-    """Some bytes flipped, cut out, doubled, or replaced by junk that has hurt others."""
+    """Flip, delete, duplicate or replace some bytes."""
     data = bytearray(content)
     for _ in range(rng.integers(1, 6)):
-        at = int(rng.integers(len(data) + 1))
+        i = int(rng.integers(len(data) + 1))
         match rng.integers(6):
             case 0 if data:
-                data[at % len(data)] ^= 1 << int(rng.integers(8))
+                data[i % len(data)] ^= 1 << int(rng.integers(8))
             case 1:
-                del data[at : at + int(rng.integers(1, 20))]
+                del data[i : i + int(rng.integers(1, 20))]
             case 2:
-                data[at:at] = JUNK[rng.integers(len(JUNK))]
+                data[i:i] = JUNK[rng.integers(len(JUNK))]
             case 3:
-                del data[at:]
+                del data[i:]
             case 4:
-                data[at:at] = data[at : at + int(rng.integers(1, 40))]
+                data[i:i] = data[i : i + int(rng.integers(1, 40))]
             case _:
-                data[at:at] = rng.bytes(int(rng.integers(1, 8)))
+                data[i:i] = rng.bytes(int(rng.integers(1, 8)))
     return bytes(data)
 
 
 def label_file(rng: Rng, folder: Path) -> None:
-    good = b"image_name,tags\n" + b"".join(
+    """Read a mutated label file."""
+    valid = b"image_name,tags\n" + b"".join(
         b"chip%d,%s\n" % (i, rng.choice([b"a", b"a b", b"c", b""])) for i in range(5)
     )
-    content = mutate(good, rng) if rng.random() < 0.9 else rng.bytes(int(rng.integers(200)))
+    content = mutate(valid, rng) if rng.random() < 0.9 else rng.bytes(int(rng.integers(200)))
     (folder / labels.CSV).write_bytes(content)
-    found = labels.read_labels(folder)
-    assert len(found.names) == len(found.targets) == len(set(found.names))
-    assert found.targets.sum(0).all()  # every class is some chip's
-    assert not any("/" in name for name in found.names)
+    table = labels.read_labels(folder)
+    assert len(table.names) == len(table.targets) == len(set(table.names))
+    assert table.targets.sum(0).all()  # every class has a chip
+    assert not any("/" in name for name in table.names)
 
 
-def value(rng: Rng) -> Any:
+def random_value(rng: Rng) -> Any:
+    """Draw a value of any type."""
     kinds: list[Callable[[], Any]] = [
         lambda: None, lambda: bool(rng.integers(2)), lambda: int(rng.integers(-(2**62), 2**62)),
         lambda: int(rng.integers(-3, 300)), lambda: float(rng.standard_normal() * 10),
         lambda: float(rng.choice([np.nan, np.inf, -np.inf, 1e308, -0.0, 5e-324])),
         lambda: JUNK[rng.integers(len(JUNK))].decode(errors="replace"),
         lambda: rng.choice(["imagenet", "global", "latest", "float32", "x" * 300]).item(),
-        lambda: tuple(value(rng) for _ in range(rng.integers(4))),
-        lambda: [value(rng)], lambda: {"a": 1}, lambda: 10**400,
+        lambda: tuple(random_value(rng) for _ in range(rng.integers(4))),
+        lambda: [random_value(rng)], lambda: {"a": 1}, lambda: 10**400,
     ]  # fmt: skip
     return kinds[rng.integers(len(kinds))]()
 
 
 def config(rng: Rng, folder: Path) -> None:
-    """A option of junk, or a flag of it."""
+    """Check a random flag, or validate a config with one random value."""
     name = rng.choice(sorted(options.OPTIONS))
     if rng.random() < 0.2:
         name = "".join(rng.permutation(list(name)))
@@ -89,41 +92,42 @@ def config(rng: Rng, folder: Path) -> None:
         letters = list(string.printable)
         text = "".join(rng.choice(letters, rng.integers(12)))
         flag = f"--{rng.choice(['config.', 'noconfig.', '', 'conf'])}{name}"
-        options.check_flags([flag, f"{flag}={text}", text, f"--config={text}.py"])
+        assert isinstance(config_file.TupleParser().parse(text), tuple)
+        config_file.check_flags([flag, f"{flag}={text}", text, f"--config={text}.py"])
         return
-    made = options.get_config().unlock()
-    made.update_from_flattened_dict({}) if name not in options.OPTIONS else None
-    flat = options.flatten(made) | {name: value(rng)}
+    changed = options.get_config().unlock()
     section, _, last = name.rpartition(".")
     try:
-        (made[section] if section else made)[last] = flat[name]
+        (changed[section] if section else changed)[last] = random_value(rng)
     except (
         TypeError,
         KeyError,
         AttributeError,
         ValueError,
         OverflowError,
-    ):  # ml_collections' own refusal
+    ):  # refused by ml_collections
         return
-    options.validate(made)
+    options.validate(changed)
 
 
 def chip(rng: Rng, folder: Path) -> None:
+    """Decode a mutated image."""
     encoded = io.BytesIO()
     mode = rng.choice(["RGB", "CMYK", "L", "RGBA", "P", "I", "1", "LA"])
     size = tuple(int(side) for side in rng.integers(1, 24, 2))
-    pixels = Image.frombytes("RGB", size, rng.bytes(size[0] * size[1] * 3))
+    image = Image.frombytes("RGB", size, rng.bytes(size[0] * size[1] * 3))
     kind = {"RGB": "JPEG", "CMYK": "JPEG", "L": "PNG", "P": "PNG"}.get(mode, "TIFF")
-    pixels.convert(mode).save(encoded, kind)
+    image.convert(mode).save(encoded, kind)
     try:
-        made = dataset.decode_chip(mutate(encoded.getvalue(), rng), (16, 16))
-    except ValueError:  # what its callers turn into a line
+        pixels = dataset.decode_chip(mutate(encoded.getvalue(), rng), (16, 16))
+    except ValueError:  # its callers raise BadInput for it
         return
-    assert made.shape == (16, 16, 3)
-    assert made.dtype == np.uint8
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
 
 
 def weights(rng: Rng, folder: Path) -> None:
+    """Read a mutated .safetensors file."""
     header = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     text = json.dumps(header).encode()
     content = struct.pack("<Q", len(text)) + text + bytes(8)
@@ -133,7 +137,7 @@ def weights(rng: Rng, folder: Path) -> None:
 
 
 def damaged_checkpoint(rng: Rng, folder: Path) -> None:
-    """Damaged after it was sealed: never read."""
+    """Read a checkpoint that was damaged after it was sealed: it must be refused."""
     run = _checkpoint(folder)
     path = _any_file(run, rng)
     before = path.read_bytes()
@@ -149,7 +153,7 @@ def damaged_checkpoint(rng: Rng, folder: Path) -> None:
 
 
 def forged_checkpoint(rng: Rng, folder: Path) -> None:
-    """Its meta was edited and sealed anew, as only a person would."""
+    """Read a checkpoint whose metadata was edited and sealed again."""
     run = _checkpoint(folder)
     step = run / "checkpoints" / "latest" / "1"
     path = step / "meta" / "metadata"
@@ -165,8 +169,8 @@ def forged_checkpoint(rng: Rng, folder: Path) -> None:
 
 def _any_file(run: Path, rng: Rng) -> Path:
     step = run / "checkpoints" / "latest" / "1"
-    found = sorted(path for path in step.rglob("*") if path.is_file())
-    return found[rng.integers(len(found))]
+    paths = sorted(path for path in step.rglob("*") if path.is_file())
+    return paths[rng.integers(len(paths))]
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -185,10 +189,10 @@ SHARES: dict[Callable[[Rng, Path], None], float] = {
 
 
 def one(target: Callable[[Rng, Path], None], seed: int, number: int, folder: Path) -> str:
-    """Tries one input: '' when it was taken or refused rightly, else what went wrong."""
+    """Try one input; return '' when it is read or refused correctly, else what went wrong."""
     rng = np.random.default_rng([seed, number])
     try:
-        with warnings.catch_warnings(), mock.patch.object(files, "flush"):  # to be fast
+        with warnings.catch_warnings(), mock.patch.object(files, "flush"):  # for speed
             warnings.simplefilter("ignore")
             target(rng, folder)
     except BadInput as error:
@@ -199,7 +203,7 @@ def one(target: Callable[[Rng, Path], None], seed: int, number: int, folder: Pat
 
 
 def run(inputs: int, seed: int, home: Path) -> list[tuple[str, int, int, str]]:
-    """A row for each kind of input."""
+    """Try `inputs` inputs of all kinds; return a row (name, tried, correct, note) of each kind."""
     rows = []
     for target, share in SHARES.items():
         folder = home / "fuzz" / target.__name__
@@ -208,10 +212,10 @@ def run(inputs: int, seed: int, home: Path) -> list[tuple[str, int, int, str]]:
         count = round(inputs * share)
         wrong = {}
         for number in range(count):
-            if trouble := one(target, seed, number, folder):
-                wrong[number] = trouble
+            if problem := one(target, seed, number, folder):
+                wrong[number] = problem
                 if len(wrong) <= 5:
-                    print(f"fuzz {target.__name__} {number}: {trouble[:300]}", flush=True)
+                    print(f"fuzz {target.__name__} {number}: {problem[:300]}", flush=True)
         name = target.__name__.replace("_", " ")
         rows.append((f"junk: {name}", count, count - len(wrong), ""))
     return rows
