@@ -63,7 +63,7 @@ OPTIONS: dict[str, Option] = {
 
     # ---- Processes of one run (runtime/distributed.py) ----
     "hosts.coordinator": Option(
-        "", "'': one process; auto: found by the cluster; or ADDRESS:PORT of process 0",
+        "", "'': one process; auto: from the cluster's environment; or ADDRESS:PORT of process 0",
         on_resume="free"),
     "hosts.count": Option(
         0, "number of processes, where hosts.coordinator is an address",
