@@ -1,10 +1,10 @@
-"""What deciding well is worth: every rule and every kind of test-time augmentation on one run.
+"""Measure the gain of every decision rule and every test-time augmentation on one run.
 
     python benchmarks/decisions.py [--out runs/twin] [--seed 0]
 
-Trains the twin's two stages of that seed where they are not there (see twin.py), scores the last on
-its 210 validation chips, and prints a Markdown table: F2 and its gain over one threshold without
-augmentation, each with a 95% bootstrap interval; all that is fitted is fitted to other chips.
+Trains the twin's two stages of that seed if they do not exist (see twin.py), scores the last on its
+210 validation chips, and prints a Markdown table: F2 and its gain over one threshold without
+augmentation, each with a 95% bootstrap interval. Fitted values are fitted to other chips.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 import twin
 
 from planet_jax import commands
-from planet_jax.results import inference, scores, tables
-from planet_jax.score import intervals, metrics
-from planet_jax.train.stage import Stage
+from planet_jax.results import evaluation, inference, tables
+from planet_jax.score import metrics
+from planet_jax.train.stage import make_stage
 
 VIEWS = {"none": "the chip alone", "dihedral": "8 dihedral views", "fastai": "fastai v1's TTA"}
 
@@ -30,25 +30,28 @@ def main() -> None:
     for name in twin.STAGES:
         config = twin.stage_config(args.out, args.seed, name, "float32")
         commands.train(config)
-    stage = Stage(config, commands.prepare(config))
+    stage = make_stage(config, commands.prepare(config))
     rows, labels = stage.valid_rows, stage.data.labels
-    base = None
-    print("\n| seen | labels by | F2 | gain |\n| --- | --- | --- | --- |")
-    for tta, seen in VIEWS.items():
-        config.score.test_time_augmentation = tta
-        logits = inference.logits([stage], inference.rows_source(rows), len(rows), tta, True)
-        found = scores.Judged(config, logits, labels.targets[rows], labels.classes)
-        for rule, calibrate in scores.WAYS:
-            predicted = found.decide(rule, calibrate, obey_weather=False)
-            fbeta = metrics.fbeta_per_chip(predicted, found.targets > 0)
-            base = fbeta if base is None else base
-            low, high = intervals.mean_interval(fbeta, found.weights)
-            lower, upper = intervals.mean_interval(fbeta - base, found.weights)
-            gain = f"{(fbeta - base).mean():+.4f} [{lower:+.4f}, {upper:+.4f}]"
-            way = tables.way({"rule": rule, "calibrate": calibrate, "weather_rule": False})
+    source = inference.dataset_source(stage.data, rows)
+    checkpoints = inference.open_runs(config)
+    first = None
+    print("\n| views | decision rule | F2 | gain |\n| --- | --- | --- | --- |")
+    for views, description in VIEWS.items():
+        config.score.test_time_augmentation = views
+        models = inference.load_models(config, checkpoints)
+        logits = inference.ensemble_logits(models, source, len(rows), views)
+        scored = evaluation.Evaluation(config, logits, labels.targets[rows], labels.classes)
+        for rule, calibrate in evaluation.COMPARED_RULES:
+            predicted = scored.decide(rule, calibrate, weather_rule=False)
+            fbeta = metrics.fbeta_per_chip(predicted, scored.targets > 0)
+            first = fbeta if first is None else first
+            low, high = scored.interval(fbeta)
+            gain_low, gain_high = scored.interval(fbeta - first)
+            gain = f"{(fbeta - first).mean():+.4f} [{gain_low:+.4f}, {gain_high:+.4f}]"
+            name = tables.rule_name({"rule": rule, "calibrate": calibrate, "weather_rule": False})
             print(
-                f"| {seen} | {way} | {fbeta.mean():.4f} [{low:.4f}, {high:.4f}] "
-                f"| {gain if fbeta is not base else ''} |"
+                f"| {description} | {name} | {fbeta.mean():.4f} [{low:.4f}, {high:.4f}] "
+                f"| {gain if fbeta is not first else ''} |"
             )
 
 

@@ -60,5 +60,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    memory.tune()
+    memory.limit_arenas()
     main()

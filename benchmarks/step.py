@@ -112,5 +112,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    memory.tune()
+    memory.limit_arenas()
     main()

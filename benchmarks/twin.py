@@ -25,8 +25,8 @@ from safetensors.numpy import save_file
 from planet_jax import commands
 from planet_jax.config import get_config
 from planet_jax.model import weights
+from planet_jax.model.classifier import abstract_variables
 from planet_jax.results import pictures
-from planet_jax.train.stage import abstract_variables
 
 SHARED = Path(__file__).parents[2] / "shared"
 STAGES = {"stage1": (True, (1e-2, 2e-2)), "stage2": (False, (1e-4, 2e-3))}

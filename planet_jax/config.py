@@ -301,5 +301,6 @@ def _check_hosts(hosts: ConfigDict) -> None:
         )
     if hosts.index >= hosts.count:
         raise BadInput(
-            f"config.hosts.index = {hosts.index} must be below config.hosts.count = {hosts.count}"
+            f"config.hosts.index = {hosts.index} must be below config.hosts.count = {hosts.count}: "
+            "give every process the count, and an index from 0"
         )

@@ -1,110 +1,121 @@
 """`python -m planet_jax.main [COMMAND] --config FILE [--config.OPTION=VALUE ...]`
 
-Commands: those of `commands.COMMANDS`; train when none is named. Ends with 0 when done, 2 at what
-the user can mend, 143 when stopped by SIGTERM after saving, 130 by Ctrl-C, 1 at a failure.
+Exit status: 0 done, 1 a failure, 2 a mistake in the input, 130 Ctrl-C, 143 SIGTERM, 134 when JAX
+ends a process because another one of the run was lost.
 """
-
-from planet_jax.runtime import memory, signals
-
-if __name__ == "__main__":
-    signals.hold()
-    memory.tune()
-    signals.install()  # before the imports, which take seconds
 
 import os
 import sys
+import traceback
 import warnings
 from glob import glob
 from pathlib import Path
-from typing import NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from planet_jax import commands, config, config_file
-from planet_jax.runtime import distributed
+from planet_jax import config, config_file
+from planet_jax.runtime import memory, signals
 from planet_jax.runtime.errors import BadInput, RunFailed, did_you_mean, resource_error
 
+COMMANDS = (
+    "train", "prepare", "preflight", "summary", "show_batch", "lr_range", "evaluate", "predict",
+    "export", "report", "journey",
+)  # fmt: skip
 config_flags.register_flag_parser_for_type(tuple, config_file.TupleParser())
 FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its options")
-TARGET = flags.DEFINE_string("target", "", "of preflight: v5e:2x4, h100:8, ...")
-JSON = flags.DEFINE_boolean("json", False, "of preflight: figures for tools")
-COMPILED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
+TARGET = flags.DEFINE_string("target", "", "preflight: v5e:2x4, h100:8, ...")
+JSON = flags.DEFINE_boolean("json", False, "preflight: print one JSON object")
+XLA_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
 # Device files of CUDA (in WSL too), ROCm and TPUs.
 DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses absl's flags; all that can be wrong with them ends here, in one line."""
+    """Parse absl's flags; exit with one line and status 2 if they are wrong."""
     try:
         config_file.check_flags(argv[1:])
         return flags.FLAGS(argv)
-    except (BadInput, flags.Error) as error:
-        end(error, 2)
-    except Exception as error:  # the config file is the user's code
-        end(config_file.file_error("the --config file", error), 2)
+    except flags.Error as error:
+        sys.exit(report(BadInput(str(error))))
+    except Exception as error:  # a config file can raise anything
+        sys.exit(report(config_file.file_error("the --config file", error)))
 
 
 def main(argv: list[str]) -> None:
-    """Runs one command of one config."""
+    """Check the command and its config, then run it."""
     logging.set_verbosity(logging.WARNING)
-    warnings.formatwarning = in_one_line
-    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
-    if not os.environ.get("JAX_PLATFORMS") and not accelerator_here():
-        jax.config.update("jax_platforms", "cpu")  # plugins that are installed would only complain
+    warnings.formatwarning = format_warning
     try:
         command, *others = argv[1:] or ["train"]
-        if command not in commands.COMMANDS or others:
+        if command not in COMMANDS or others:
             wrong = " ".join(others) or command
-            raise BadInput(f"{wrong} is no command; {did_you_mean(wrong, commands.COMMANDS)}")
+            raise BadInput(f"{wrong} is no command; {did_you_mean(wrong, COMMANDS)}")
         if FLAG.value is None:
             raise BadInput("--config is missing; try --config configs/smoke.py")
         config.validate(FLAG.value)
-        distributed.initialize(FLAG.value.hosts, finishes_step=command in ("train", "journey"))
-        distributed.require_same({"the command": command, **config.shared_by_processes(FLAG.value)})
-        more = {
-            "journey": {"overrides": config_flags.get_override_values(flags.FLAGS["config"])},
-            "preflight": {"target": TARGET.value, "as_json": JSON.value},
-        }
-        commands.COMMANDS[command](FLAG.value, **more.get(command, {}))
-        distributed.barrier()
-    except (BadInput, RunFailed) as error:
-        end(error, 2 if isinstance(error, BadInput) else 1)
-    except SystemExit as stop:
-        distributed.end(stop.code, "was stopped")
-        raise
+    except BadInput as error:
+        sys.exit(report(error))
+    run(command)
+
+
+def run(command: str) -> None:
+    """Set up jax, join the other processes and call the command."""
+    import jax  # here, since imports take seconds and a mistyped command should not
+
+    jax.config.update("jax_compilation_cache_dir", str(XLA_CACHE))
+    if not os.environ.get("JAX_PLATFORMS") and not has_accelerator():
+        jax.config.update("jax_platforms", "cpu")  # or installed plugins print warnings
+
+    from planet_jax import commands
+    from planet_jax.runtime import distributed
+
+    arguments = {
+        "journey": {"overrides": config_flags.get_override_values(flags.FLAGS["config"])},
+        "preflight": {"target": TARGET.value, "as_json": JSON.value},
+    }
+    try:
+        distributed.initialize(FLAG.value.hosts, saves_on_sigterm=command in ("train", "journey"))
+        shared = config.shared_by_processes(FLAG.value)
+        distributed.require_same({"the command": command, **shared})
+        getattr(commands, command)(FLAG.value, **arguments.get(command, {}))
+        distributed.require_same({})  # all end together
     except Exception as error:
-        if (line := resource_error(error)) is None:
-            raise
-        end(line, 2)
+        is_collective = isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error)
+        lost = is_collective and distributed.process_count() > 1
+        if lost:
+            error = RunFailed("another process of this run was lost; JAX's log names it")
+        status = report(error)
+        distributed.leave(status, wait_for_jax=lost)
+        sys.exit(status)
 
 
-def accelerator_here() -> bool:
-    """Whether this machine shows a GPU's or TPU's device file; elsewhere than Linux: it may."""
+def report(error: Exception) -> int:
+    """Print an error, as one line if the user can act on it; return the exit status."""
+    line = str(error) if isinstance(error, BadInput | RunFailed) else resource_error(error)
+    if line is None:
+        traceback.print_exc()
+        return 1
+    print("planet_jax:", " ".join(line.split()), file=sys.stderr)
+    return 1 if isinstance(error, RunFailed) else 2
+
+
+def has_accelerator() -> bool:
+    """Return whether this machine has a device file of a GPU or TPU; True where unknown."""
     return sys.platform != "linux" or any(map(glob, DEVICES))
 
 
-def in_one_line(
+def format_warning(
     message: Warning | str, category: type, filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning as users see it."""
+    """Format a warning as one line."""
     text = " ".join(str(message).split())
-    # JAX does without the cache then; an entry that a full disk or a kill cut short it never mends.
-    hint = f"; if this stays, remove {COMPILED}" if "persistent compilation cache" in text else ""
+    # JAX works without a damaged cache entry, but never repairs it.
+    hint = f"; if it repeats, remove {XLA_CACHE}" if "persistent compilation cache" in text else ""
     return f"planet_jax: {text}{hint}\n"
 
 
-def end(message: object, status: int) -> NoReturn:
-    """Ends with one line."""
-    line = " ".join(str(message).split())
-    print("planet_jax:", line, file=sys.stderr)
-    distributed.end(status, f"ended: {line}")
-    sys.exit(status)
-
-
 if __name__ == "__main__":
-    try:
-        app.run(main, flags_parser=parse)
-    finally:
-        signals.ignore()
+    signals.use_system_actions()
+    memory.limit_arenas()
+    app.run(main, flags_parser=parse)

@@ -1,28 +1,26 @@
-"""What the tests share: four virtual devices, the measured reference, small data sets."""
+"""Shared fixtures: four virtual devices, the measured reference, a finished run, a fake Kaggle."""
 
+import importlib
 import json
 import os
-import zlib
-from pathlib import Path
 
-# Before jax starts: one machine plays four devices.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=" + os.environ.get(
-    "PLANET_JAX_TEST_DEVICES", "4"
-)
+# jax reads these when it starts.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+import threading
+import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from PIL import Image
 
-from planet_jax.model import weights
-from planet_jax.train.stage import abstract_variables
-
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not here")
+from planet_jax import commands
+from planet_jax.model import classifier, weights
+from tests.kaggle_server import Kaggle
+from tests.support import ROOT, SHARED, formula, small_config
 
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "xla"))
 
@@ -40,29 +38,16 @@ def arrays():
         return dict(file)
 
 
-def formula(name, shape):
-    """The reference's weights of a state-dict name; see ../shared/reference/README.md."""
-    r = np.random.default_rng(zlib.crc32(name.encode()))
-    norm = "bn" in name or "downsample.1" in name
-    if name.endswith("running_var"):
-        array = r.uniform(0.5, 1.5, shape)
-    elif name.endswith("running_mean"):
-        array = 0.1 * r.standard_normal(shape)
-    elif norm and name.endswith("weight"):
-        array = r.uniform(0.2, 0.6, shape)
-    elif norm:
-        array = 0.1 * r.standard_normal(shape)
-    elif len(shape) == 4:
-        array = r.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    else:
-        array = 0.02 * r.standard_normal(shape)
-    return array.astype(np.float32)
+@pytest.fixture(scope="session")
+def resnet50_shapes():
+    """The shapes of ResNet50's variables for 17 classes; compiling its init takes a minute."""
+    return classifier.abstract_variables(17)
 
 
 @pytest.fixture(scope="session")
-def formula_weights():
+def formula_weights(resnet50_shapes):
     """torchvision's state dict of ResNet50 by the formula, `fc` included."""
-    flat = traverse_util.flatten_dict(abstract_variables(17))
+    flat = traverse_util.flatten_dict(resnet50_shapes)
     state = {
         "fc.weight": formula("fc.weight", (1000, 2048)),
         "fc.bias": formula("fc.bias", (1000,)),
@@ -75,15 +60,39 @@ def formula_weights():
     return state
 
 
-def write_chips(root, labels, size=64, seed=0):
-    """A folder in the competition's layout: noise whose mean colour tells the first label."""
-    (root / "train-jpg").mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    lines = ["image_name,tags"]
-    for i, tags in enumerate(labels):
-        base = 40 + 170 * (zlib.crc32(tags.split()[0].encode()) % 2) if tags.strip() else 128
-        pixels = rng.integers(0, 40, (size, size, 3)) + base
-        Image.fromarray(pixels.astype(np.uint8)).save(root / "train-jpg" / f"chip{i}.jpg")
-        lines.append(f"chip{i},{tags}")
-    (root / "train_v2.csv").write_text("\n".join(lines) + "\n")
-    return root
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A finished run of the tiny network: its folder and its config."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = small_config(folder)
+    commands.train(config)
+    return folder, config
+
+
+@pytest.fixture
+def kaggle(monkeypatch, tmp_path):
+    """Start the fake server and set credentials for it."""
+    import kagglesdk.kaggle_env  # slow, and few tests need it
+
+    server = Kaggle()
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
+    thread.start()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
+    monkeypatch.setenv("KAGGLE_USERNAME", "me")
+    monkeypatch.setenv("KAGGLE_KEY", "secret")
+    prod = kagglesdk.kaggle_env.KaggleEnv.PROD
+    monkeypatch.setitem(kagglesdk.kaggle_env._env_to_endpoint, prod, server.url)
+    # Not `import ... as`: kaggle.api is also the name of an object.
+    package = importlib.import_module("kaggle.api.kaggle_api_extended")
+    monkeypatch.setattr(package.KaggleApi, "config", str(tmp_path / "home" / "kaggle.json"))
+    quick = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
+    monkeypatch.setattr(package, "time", quick)  # it sleeps 2 s and more between attempts
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -9,6 +9,7 @@ import tarfile
 import time
 import urllib.parse
 import zipfile
+from pathlib import Path
 
 import py7zr
 
@@ -57,6 +58,19 @@ def zip_of(files):
         for name, content in files.items():
             zipped.writestr(name, content)
     return buffer.getvalue()
+
+
+def tree(root):
+    """Return {path: content} of a folder."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in Path(root).rglob("*")
+        if path.is_file()
+    }
+
+
+def in_folder(folder, chips):
+    return {f"{folder}/{name}": chip for name, chip in chips.items()}
 
 
 FILES_OF_2017 = {

@@ -17,7 +17,7 @@ from planet_jax.data import build
 from planet_jax.data.decode import decode_chip
 from planet_jax.data.labels import CSV, Labels, read_labels
 from planet_jax.runtime.errors import BadInput, first_few
-from planet_jax.runtime.files import atomic_folder, lock_folder
+from planet_jax.runtime.files import atomic_path, lock_folder
 from planet_jax.runtime.progress import notify
 
 FOLDER = "train-jpg"
@@ -61,17 +61,23 @@ def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
     try:
         with lock_folder(builds):
             if not folder.exists():
-                with atomic_folder(folder) as temporary:
+                with atomic_path(folder) as temporary:
+                    temporary.mkdir()
                     build.build(labels, files, temporary, decoded)
                 _remove_other_folders(builds, folder)
+            return _open(folder, labels, decoded)
     except OSError as error:
         raise BadInput(
             f"config.data.cache = {cache}: cannot build the data set there ({error})"
         ) from error
+
+
+def _open(folder: Path, labels: Labels, decoded: bool) -> Dataset:
     facts = json.loads((folder / build.FACTS).read_text())
     if decoded:
         return Dataset(labels, np.load(folder / build.PIXELS, mmap_mode="r"), facts["digest"])
-    return Dataset(labels, _EncodedChips(folder, len(files), *facts["size"]), facts["digest"])
+    chips = _EncodedChips(folder, len(labels.names), *facts["size"])
+    return Dataset(labels, chips, facts["digest"])
 
 
 def _chip_files(root: Path, labels: Labels) -> list[Path]:

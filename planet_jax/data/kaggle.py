@@ -11,7 +11,7 @@ from typing import Any
 
 from planet_jax.data import archives
 from planet_jax.runtime.errors import BadInput, first_few
-from planet_jax.runtime.files import atomic_file, atomic_folder
+from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.progress import notify
 
 DOWNLOADS = ".downloads"  # folder in the root for archives that are not unpacked yet
@@ -82,7 +82,7 @@ class _Files:
             with _report_damage(archive):
                 content = archives.read_table(archive, table)
                 archives.image_names(content)  # check it before it gets the CSV's name
-            with atomic_file(target) as temporary:
+            with atomic_path(target) as temporary:
                 temporary.write_bytes(content)
         self.delete_downloads(wanted)
         with _report_damage(target):
@@ -94,7 +94,8 @@ class _Files:
         wanted = (f"{folder}.tar.7z", f"{folder}.tar", f"{folder}.zip")
         if not target.is_dir():
             archive = self._find_or_download(wanted)
-            with _report_damage(archive), atomic_folder(target) as temporary:
+            with _report_damage(archive), atomic_path(target) as temporary:
+                temporary.mkdir()
                 archives.unpack_chips(archive, folder, temporary, len(names))
                 _check_chips(temporary, names)
                 os.sync()  # else a power cut may keep the folder's new name without its chips

@@ -23,18 +23,27 @@ def prepare(data: ConfigDict, sample: ConfigDict) -> Dataset:
       BadInput: as `load`, `fetch` and `draw_sample`; `data.root` cannot be written; processes that
         have different labels or chips.
     """
-    if data.source != "folder":
-        # Process 0 first: the processes may share a disk, or each have one.
-        distributed.run_on_main(lambda: _obtain(data, sample))
-        if not distributed.is_main_process():
-            _obtain(data, sample)
+    obtain(data, sample)
     data_set = load(Path(data.root), Path(data.cache), data.decoded)
     distributed.require_same({"labels": data_set.labels.digest(), "chips": data_set.digest})
     return data_set
 
 
+def obtain(data: ConfigDict, sample: ConfigDict) -> None:
+    """Draw or download the files of `data.root` that are missing, unless its source is a folder.
+
+    Raises:
+      BadInput: as `fetch` and `draw_sample`; `data.root` cannot be written.
+    """
+    if data.source == "folder":
+        return
+    # The main process first: the processes may share a disk, or each have one.
+    distributed.run_on_main(lambda: _obtain(data, sample))
+    if not distributed.is_main_process():
+        _obtain(data, sample)
+
+
 def _obtain(data: ConfigDict, sample: ConfigDict) -> None:
-    """Draw or download the files of `data.root` that are missing."""
     root = Path(data.root)
     try:
         with lock_folder(Path(data.cache)):  # not in the root, which may be read-only

@@ -92,6 +92,11 @@ def init(classes: int, seed: int, network: str = "resnet50") -> Variables:
     return _init(Classifier(classes, network), jax.random.key(seed))
 
 
+def abstract_variables(classes: int, network: str = "resnet50") -> Variables:
+    """Return the shapes and dtypes of `init`'s variables, without computing them."""
+    return jax.eval_shape(lambda: init(classes, 0, network))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: Classifier, key: Array) -> Variables:
     chips = jnp.zeros((1, 32, 32, 3), jnp.uint8)

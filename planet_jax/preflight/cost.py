@@ -43,7 +43,7 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
     """Return functions that lower the train step and the predict step of a config."""
     network = config.model.name
     model = classifier.build(classes, network, config.model.batch_norm, config.train.precision)
-    variables = jax.eval_shape(lambda: classifier.init(classes, 0, network))
+    variables = classifier.abstract_variables(classes, network)
     state = jax.eval_shape(lambda v: create_state(v, config.optim.freeze), variables)
     beta1 = jax.ShapeDtypeStruct((), jnp.float32)
     rates = {"lr": jax.ShapeDtypeStruct((3,), jnp.float32), "beta1": beta1}
@@ -59,11 +59,11 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
 
     def lower_train(devices: Sequence[Any], chips: int) -> Any:
         freeze, weight_decay = config.optim.freeze, config.optim.weight_decay
-        step: Any = make_train_step(model, freeze, weight_decay, list(devices))
+        step: Any = make_train_step(model, freeze, weight_decay, tuple(devices))
         return step.lower(state, batch(devices, chips), rates, key)
 
     def lower_predict(devices: Sequence[Any], chips: int) -> Any:
-        step: Any = make_predict_step(model, list(devices))
+        step: Any = make_predict_step(model, tuple(devices))
         return step.lower(variables, batch(devices, chips)["chips"])
 
     return lower_train, lower_predict

@@ -1,9 +1,9 @@
-"""Logits of chips from trained runs: by which views of a chip, and which runs, are averaged."""
+"""Logits of chips from trained runs, averaged over views of a chip and over runs."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,102 +13,165 @@ from ml_collections import ConfigDict
 from planet_jax.config import MEMBER_OPTIONS, translate_saved
 from planet_jax.data import loader
 from planet_jax.data.augment import TTA_PLAIN, Augmentation, fastai_tta
-from planet_jax.model.classifier import Variables
-from planet_jax.train import checkpoint
-from planet_jax.train.stage import Stage, host_share
+from planet_jax.data.dataset import Dataset
+from planet_jax.model import classifier
+from planet_jax.runtime.errors import BadInput
+from planet_jax.train.checkpoint import Checkpoint, from_host, require_checkpoint
+from planet_jax.train.metadata import Metadata
+from planet_jax.train.stage import all_devices, process_share
 from planet_jax.train.steps import VIEWS, average_logits, make_predict_step
+from planet_jax.train.validate import compute_logits
 
 
-class Source(Protocol):
-    """Padded batches of n chips at a stage's size, plain or as `view` renders them."""
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with the weights of one checkpoint.
 
-    def __call__(self, stage: Stage, view: Augmentation | None) -> Iterator[loader.Batch]: ...
+    Attributes:
+      config: the command's; a member of an ensemble keeps its own run's size, precision, ...
+      network: the flax module.
+      variables: {"params", "batch_stats"}.
+      metadata: the checkpoint's.
+    """
+
+    config: ConfigDict
+    network: classifier.Classifier
+    variables: classifier.Variables
+    metadata: Metadata
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return Path(self.config.workdir)
 
 
-def member_config(config: ConfigDict, run: str) -> ConfigDict:
-    """`config` for the trained run `run`, at the size and in the precision it was trained in.
+# Padded batches of chips at a model's size, plain or as an augmentation renders them.
+Source = Callable[[TrainedModel, Augmentation | None], Iterator[loader.Batch]]
+
+
+def open_runs(config: ConfigDict) -> list[Checkpoint]:
+    """Open the checkpoint of `workdir`'s run, or one of each run of `score.ensemble`.
 
     Raises:
-      BadInput: the run has no checkpoint of the kind that config.checkpoint names.
+      BadInput: a run has no undamaged checkpoint of the kind `config.checkpoint`, or the runs have
+        different labels.
     """
-    checkpoint.require(Path(run), config.checkpoint)
-    meta = checkpoint.read_meta(Path(run), config.checkpoint)
-    assert meta is not None  # or `require` had refused
-    member = config.copy_and_resolve_references()
-    saved = translate_saved(meta["config"], run)
-    own = {name: saved[name] for name in MEMBER_OPTIONS}
-    member.update_from_flattened_dict({**own, "workdir": run, "score.ensemble": ()})
-    return member
+    runs = config.score.ensemble or (config.workdir,)
+    checkpoints = [require_checkpoint(Path(run), config.checkpoint) for run in runs]
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        if other.metadata.classes != first.metadata.classes:
+            raise BadInput(
+                f"config.score.ensemble: {other.run} was trained on other labels than {first.run}"
+            )
+    return checkpoints
 
 
-def rows_source(rows: Int[np.ndarray, " n"]) -> Source:
-    """Labelled chips of the data set."""
+def load_models(config: ConfigDict, checkpoints: Sequence[Checkpoint]) -> list[TrainedModel]:
+    """Read the weights of opened checkpoints.
 
-    def batches(stage: Stage, view: Augmentation | None) -> Iterator[loader.Batch]:
+    Raises:
+      BadInput: they are of another network than the config names.
+    """
+    return [_load_model(config, checkpoint) for checkpoint in checkpoints]
+
+
+def _load_model(config: ConfigDict, checkpoint: Checkpoint) -> TrainedModel:
+    metadata, run = checkpoint.metadata, checkpoint.run
+    if config.score.ensemble:
+        config = config.copy_and_resolve_references()
+        saved = translate_saved(metadata.provenance.config, run)
+        own = {name: saved[name] for name in MEMBER_OPTIONS}
+        config.update_from_flattened_dict({**own, "workdir": str(run), "score.ensemble": ()})
+    classes, name = len(metadata.classes), config.model.name
+    network = classifier.build(classes, name, config.model.batch_norm, config.train.precision)
+    template = classifier.abstract_variables(classes, name)
+    variables = from_host(checkpoint.arrays("weights"), template, str(run))
+    return TrainedModel(config, network, variables, metadata)
+
+
+def fitted_to(config: ConfigDict, models: Sequence[TrainedModel]) -> dict[str, Any]:
+    """Return what identifies the models' probabilities: a decision fits these alone."""
+    return {
+        "checkpoint": config.checkpoint,
+        "steps": [model.metadata.step for model in models],
+        "sizes": [model.config.data.size for model in models],
+        "test_time_augmentation": config.score.test_time_augmentation,
+        "average": config.score.average,
+        "ensemble": list(config.score.ensemble),
+        "threshold": config.score.threshold,
+    }
+
+
+def dataset_source(data: Dataset, rows: Int[np.ndarray, " n"]) -> Source:
+    """Return the source of labelled chips of a data set."""
+
+    def batches(model: TrainedModel, view: Augmentation | None) -> Iterator[loader.Batch]:
+        options = model.config.data
         return loader.score_batches(
-            stage.data, rows, size=stage.config.data.size, batch_size=stage.config.data.batch_size,
-            augmentation=view, share=host_share(), threads=stage.config.data.threads,
+            data, rows, size=options.size, batch_size=options.batch_size, augmentation=view,
+            share=process_share(), threads=options.threads,
         )  # fmt: skip
 
     return batches
 
 
 def files_source(files: Sequence[Path]) -> Source:
-    """Image files."""
+    """Return the source of image files."""
 
-    def batches(stage: Stage, view: Augmentation | None) -> Iterator[loader.Batch]:
+    def batches(model: TrainedModel, view: Augmentation | None) -> Iterator[loader.Batch]:
+        options = model.config.data
         return loader.folder_batches(
-            files, size=stage.config.data.size, batch_size=stage.config.data.batch_size,
-            augmentation=view, share=host_share(), threads=stage.config.data.threads,
+            files, size=options.size, batch_size=options.batch_size, augmentation=view,
+            share=process_share(), threads=options.threads,
         )  # fmt: skip
 
     return batches
 
 
-def logits(
-    stages: Sequence[Stage], source: Source, n: int, what: str, same_validation: bool = False
+def ensemble_logits(
+    models: Sequence[TrainedModel], source: Source, n: int, description: str
 ) -> Float[np.ndarray, "n classes"]:
-    """The n chips' logits: each stage's own, by its views, then averaged over the stages.
-
-    Raises:
-      BadInput: a stage's checkpoint has another vocabulary; with `same_validation`, other chips
-        for validation.
-    """
+    """Return the logits of n chips: each model's over its views, then averaged over the models."""
     parts = []
-    for stage in stages:
-        variables = stage.trained_variables(same_validation)
-        told = f"{what} with {stage.config.workdir}" if len(stages) > 1 else what
-        parts.append(_of_run(stage, variables, source, n, told))
-    return _average(parts, stages[0].config.score.average)
+    for model in models:
+        name = f"{description} with {model.run}" if len(models) > 1 else description
+        parts.append(_model_logits(model, source, n, name))
+    return _average(parts, models[0].config.score.average)
 
 
-def _of_run(
-    stage: Stage, variables: Variables, source: Source, n: int, what: str
+def _model_logits(
+    model: TrainedModel, source: Source, n: int, description: str
 ) -> Float[np.ndarray, "n classes"]:
-    score = stage.config.score
+    score, devices = model.config.score, all_devices()
+
+    def logits(step: Callable[..., Any], batches: Iterator[loader.Batch], name: str) -> np.ndarray:
+        return compute_logits(step, model.variables, batches, n, name)
+
     if score.test_time_augmentation == "dihedral":
-        step = make_predict_step(stage.model, average=score.average)
-        return stage.logits(variables, source(stage, None), n, f"{what}, 8 views", step)
-    plain = stage.logits(variables, source(stage, None), n, what)
+        step = make_predict_step(model.network, devices, average=score.average)
+        return logits(step, source(model, None), f"{description}, 8 views")
+    step = make_predict_step(model.network, devices)
+    plain = logits(step, source(model, None), description)
     if score.test_time_augmentation == "none":
         return plain
     views = [
-        stage.logits(variables, _fastai_view(stage, source, n, i), n, f"{what}, view {i + 1} of 8")
+        logits(step, _fastai_view(model, source, n, i), f"{description}, view {i + 1} of 8")
         for i in range(VIEWS)
     ]
     weights = [TTA_PLAIN] + [(1 - TTA_PLAIN) / VIEWS] * VIEWS
     return _average([plain, *views], score.average, weights)
 
 
-def _fastai_view(stage: Stage, source: Source, n: int, i: int) -> Iterator[loader.Batch]:
-    """fastai's view i: its corner, and from 4 on flipped left to right after rendering."""
-    limits = dict(stage.config.augment)
-    rng = loader.named_rng(stage.config.seed, "tta", i)
+def _fastai_view(model: TrainedModel, source: Source, n: int, i: int) -> Iterator[loader.Batch]:
+    """Yield fastai's view i: zoomed into a corner, and from 4 on flipped after rendering."""
+    limits = dict(model.config.augment)
+    rng = loader.named_rng(model.config.seed, "tta", i)
     if limits.pop("on"):
         view = fastai_tta(rng, n, i, **limits)
     else:
         view = replace(fastai_tta(rng, n, i, p=0), dihedral=np.zeros(n, int))
-    for batch in source(stage, view):
+    for batch in source(model, view):
         yield {**batch, "chips": batch["chips"][:, :, ::-1]} if i & 4 else batch
 
 

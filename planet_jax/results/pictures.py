@@ -1,4 +1,4 @@
-"""The pictures of a run folder, drawn from its tables and chips."""
+"""Draw the pictures of a run folder from its tables and chips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from planet_jax.runtime.files import atomic_file
+from planet_jax.runtime.files import atomic_path
 
 SUGGESTIONS = ("Min numerical gradient", "Min loss divided by 10")  # as fastai prints them
 GRID: dict[str, Any] = {"alpha": 0.3, "linewidth": 0.5}
+STEPS, HISTORY = "steps.csv", "history.csv"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes `figure` as PNG."""
-    with atomic_file(path) as temporary:
+    """Write a figure as PNG."""
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
 
 
 def chip_grid(
     chips: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str], columns: int = 4
 ) -> Figure:
-    """Chips in a grid, each under its labels."""
+    """Draw chips in a grid, each with its labels above it."""
     rows = -(-len(chips) // columns)
     figure = Figure(figsize=(2.9 * columns, 3.2 * rows))
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
@@ -40,7 +41,7 @@ def chip_grid(
 
 
 def plain(text: str) -> str:
-    """Foreign text that matplotlib shall not read as mathematics."""
+    """Escape `$`, so that matplotlib does not parse the text as mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -54,7 +55,7 @@ def _wrap(caption: str, width: int = 30) -> str:
 
 
 def training_curves(*runs: Path) -> Figure:
-    """Loss, learning rates and momentum at each step, and each epoch's scores, of chained runs."""
+    """Draw loss, rates and momentum per step, and scores per epoch, of chained runs."""
     figure, table = Figure(figsize=(13, 3.6)), along(runs)
     for draw, axis in zip((loss, rates, scores), figure.subplots(1, 3), strict=True):
         draw(axis, *table)
@@ -63,35 +64,43 @@ def training_curves(*runs: Path) -> Figure:
 
 
 def along(runs: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """steps.csv and history.csv of chained runs, `step` and `epoch` counted on from run to run.
+    """Join steps.csv and history.csv of chained runs; `step` and `epoch` count on from run to run.
 
-    `stage` is the run's place in the chain, and history's `end` the step that its epoch ended with.
+    `stage` is a run's index in the chain, `stage_start` its first step, and history's `end` the
+    step at which an epoch ended. Positions come from the columns, because a resumed run may have no
+    rows for its first steps and epochs.
     """
     tables: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
-    first_step = epoch_offset = 0
+    start = epoch_offset = 0
     for stage, run in enumerate(runs):
-        steps, history = pd.read_csv(run / "steps.csv"), pd.read_csv(run / "history.csv")
-        ends = (history["epoch"] + 1) * len(steps) / max(len(history), 1) + first_step
-        tables[0].append(steps.assign(step=steps["step"] + first_step, stage=stage))
-        tables[1].append(
-            history.assign(epoch=history["epoch"] + epoch_offset, end=ends, stage=stage)
-        )
-        first_step, epoch_offset = first_step + len(steps), epoch_offset + len(history)
+        # Without a dtype, a table with no rows has object columns.
+        steps, history = (pd.read_csv(run / name, dtype=float) for name in (STEPS, HISTORY))
+        step_count, epoch_count = count(steps["step"]), count(history["epoch"])
+        end = start + (history["epoch"] + 1) * step_count / max(epoch_count, 1)
+        tables[0].append(steps.assign(step=steps["step"] + start, stage=stage, stage_start=start))
+        tables[1].append(history.assign(epoch=history["epoch"] + epoch_offset, end=end))
+        start, epoch_offset = start + step_count, epoch_offset + epoch_count
     return pd.concat(tables[0], ignore_index=True), pd.concat(tables[1], ignore_index=True)
 
 
+def count(column: pd.Series) -> int:
+    """Return how many steps or epochs a run has done, from a column that counts them from 0."""
+    return int(column.max()) + 1 if len(column) else 0
+
+
 def loss(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
-    """Training loss at each step and validation loss of each epoch."""
+    """Draw the training loss of each step and the validation loss of each epoch."""
     axis.plot(steps["step"], steps["loss"], color="C0", alpha=0.25, label="training, each step")
-    for stage, part in steps.groupby("stage"):
-        label = "" if stage else "training, smoothed"
-        axis.plot(part["step"], part["smooth_loss"], color="C0", label=label)
+    label = "training, smoothed"
+    for _, stage in steps.groupby("stage"):
+        axis.plot(stage["step"], stage["smooth_loss"], color="C0", label=label)
+        label = ""
     axis.plot(history["end"], history["valid_loss"], "o-", color="C1", label="validation")
     _label(axis, "step", "binary cross-entropy", steps)
 
 
 def rates(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
-    """Learning rate of each group, and Adam's beta1, at each step."""
+    """Draw the learning rate of each group, and Adam's beta1, at each step."""
     for group in range(3):
         axis.plot(steps["step"], steps[f"lr_group{group}"], label=f"lr, group {group}")
     axis.set_yscale("log")
@@ -102,7 +111,7 @@ def rates(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
 
 
 def scores(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
-    """F2 and accuracy_thresh of each epoch."""
+    """Draw F2 and accuracy_thresh of each epoch."""
     axis.plot(history["epoch"], history["fbeta"], "o-", label="F2")
     axis.plot(history["epoch"], history["accuracy_thresh"], "o-", label="accuracy_thresh")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -110,14 +119,14 @@ def scores(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
 
 
 def speed(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
-    """Chips a second at each step."""
+    """Draw the chips per second of each step."""
     axis.plot(steps["step"], steps["images_per_second"], ".", markersize=3, label="each step")
     axis.set_ylim(bottom=0)
-    _label(axis, "step", "chips a second", steps)
+    _label(axis, "step", "chips per second", steps)
 
 
 def input_wait(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
-    """The share of each step spent waiting for data."""
+    """Draw the share of each step that waits for data."""
     axis.plot(steps["step"], 100 * steps["input_wait"], ".", markersize=3, label="each step")
     axis.set_ylim(-2, 102)
     _label(axis, "step", "% of the step waiting for chips", steps)
@@ -126,7 +135,7 @@ def input_wait(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
 def lr_range_curve(
     lrs: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"], suggestions: Sequence[float]
 ) -> Figure:
-    """The smoothed loss over the learning rate, and where both suggestions stand."""
+    """Draw the smoothed loss over the learning rate, and the suggested rates."""
     figure = Figure(figsize=(6.5, 4))
     axis = figure.subplots()
     axis.plot(lrs, losses)
@@ -139,11 +148,11 @@ def lr_range_curve(
 
 
 def _label(axis: Axes, x: str, y: str, steps: pd.DataFrame | None = None) -> None:
-    """Names and grid; with `steps`, a line where each stage but the first begins."""
+    """Set names and grid; with `steps`, draw a line where each stage but the first begins."""
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(**GRID)
     if steps is not None:
-        for first in steps.groupby("stage")["step"].min().iloc[1:]:
-            axis.axvline(first, color="C7", linewidth=1)
+        for start in steps["stage_start"].unique()[1:]:
+            axis.axvline(start, color="C7", linewidth=1)
     axis.legend(fontsize=8)

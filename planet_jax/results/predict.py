@@ -1,4 +1,4 @@
-"""Tags for every chip of a folder."""
+"""List the images to predict, and make the table of their tags and probabilities."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,60 +8,36 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from planet_jax.results import decisions_file, inference
 from planet_jax.runtime.errors import BadInput
-from planet_jax.runtime.files import atomic_file
-from planet_jax.score import metrics
-from planet_jax.train.stage import Stage
+from planet_jax.runtime.files import atomic_path
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 TEST, ADDITIONAL = "test-jpg", "test-jpg-additional"
 
 
-def chips(config: ConfigDict) -> list[Path]:
-    """The images to predict: of predict.folder, or the competition's test chips.
+def image_files(config: ConfigDict) -> list[Path]:
+    """List the images of predict.folder, or the competition's test chips, sorted by name.
+
+    A submission without predict.folder also takes the chips of test-jpg-additional.
 
     Raises:
-      BadInput: the folder is not there or has none.
+      BadInput: the folder does not exist or has no images.
     """
     root, additional = Path(config.data.root), Path(config.data.root) / ADDITIONAL
-    files = image_files(Path(config.predict.folder or root / TEST))
+    files = _images_in(Path(config.predict.folder or root / TEST))
     if config.predict.submission and not config.predict.folder and additional.is_dir():
         names = {file.stem for file in files}
-        files += [file for file in image_files(additional) if file.stem not in names]
+        files += [file for file in _images_in(additional) if file.stem not in names]
     return files
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images in `folder`, by name.
-
-    Raises:
-      BadInput: the folder is not there or has none.
-    """
+def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise BadInput(f"config.predict.folder = {folder}: no such folder")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
     if not files:
-        raise BadInput(f"config.predict.folder = {folder}: no images there")
+        raise BadInput(f"config.predict.folder = {folder}: no images in it")
     return files
-
-
-def predict(config: ConfigDict, stages: Sequence[Stage], files: Sequence[Path]) -> pd.DataFrame:
-    """Writes predictions.csv: tags and probabilities of `files`, from the average of `stages`.
-
-    Raises:
-      BadInput: a file that cannot be decoded; a decision that was not fitted, or to other
-        probabilities.
-    """
-    decide, classes = decisions_file.decision(config, stages), stages[0].data.labels.classes
-    logits = inference.logits(stages, inference.files_source(files), len(files), "predicting")
-    probabilities = metrics.sigmoid(logits)
-    found = table(
-        [file.stem for file in files], classes, decide.calibrated(probabilities),
-        decide(probabilities),
-    )  # fmt: skip
-    write(Path(config.workdir) / "predictions.csv", found)
-    return found
 
 
 def table(
@@ -70,20 +46,20 @@ def table(
     probabilities: Float[ndarray, "n classes"],
     predicted: Bool[ndarray, "n classes"],
 ) -> pd.DataFrame:
-    """`image_name,tags`, then a column of probability for each class."""
-    head = pd.DataFrame({"image_name": list(names), "tags": joined_tags(predicted, classes)})
-    return pd.concat([head, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
+    """Return the table of predictions.csv: `image_name,tags`, and a column for each class."""
+    tags = pd.DataFrame({"image_name": list(names), "tags": joined_tags(predicted, classes)})
+    return pd.concat([tags, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
 
 
-def joined_tags(chosen: Bool[ndarray, "n classes"], classes: Sequence[str]) -> list[str]:
-    """Each chip's labels, apart by spaces."""
+def joined_tags(predicted: Bool[ndarray, "n classes"], classes: Sequence[str]) -> list[str]:
+    """Join each chip's labels with spaces."""
     return [
-        " ".join(name for name, is_chosen in zip(classes, row, strict=True) if is_chosen)
-        for row in chosen
+        " ".join(label for label, chosen in zip(classes, row, strict=True) if chosen)
+        for row in predicted
     ]
 
 
-def write(path: Path, table: pd.DataFrame) -> None:
-    """Writes the table as CSV, eight digits a number."""
-    with atomic_file(path) as temporary:
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, with eight significant digits."""
+    with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.8g")

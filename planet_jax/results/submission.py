@@ -1,6 +1,7 @@
-"""The competition's submission: `image_name,tags` of test_0, test_1, ... and file_0, file_1, ...
+"""Build the competition's submission: `image_name,tags` of test_0, ... and file_0, ...
 
-40,669 chips of test-jpg, then 20,522 of test-jpg-additional, in the sample submission's order.
+It has 40,669 chips of test-jpg, then 20,522 of test-jpg-additional, in the order of the sample
+submission.
 """
 
 import string
@@ -18,9 +19,9 @@ ROWS = 61_191
 
 
 def order(config: ConfigDict, files: Sequence[Path]) -> list[str]:
-    """The names to submit, in order: those of the sample submission in data.root, if it is there.
+    """Return the names to submit, in the order of the sample submission in data.root.
 
-    Else all names, test before file, by number.
+    Without that file, all names: test before file, by number.
 
     Raises:
       BadInput: the sample cannot be read, or names chips that are not among `files`.
@@ -28,28 +29,28 @@ def order(config: ConfigDict, files: Sequence[Path]) -> list[str]:
     sample, names = Path(config.data.root) / SAMPLE, {file.stem for file in files}
     if not sample.exists():
         if len(names) != ROWS:
-            notify(f"no {sample}, and {len(names)} chips: the competition asks for {ROWS}")
-        return sorted(names, key=_place)
+            notify(f"{sample}: no such file; {len(names)} chips, the competition expects {ROWS}")
+        return sorted(names, key=_sort_key)
     try:
         wanted = pd.read_csv(sample, dtype=str, keep_default_na=False)["image_name"].tolist()
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{sample}: no table with a column image_name ({error})") from None
     if missing := [name for name in wanted if name not in names]:
         raise BadInput(
-            f"{sample} asks for {len(missing)} chips that are not there: {first_few(missing)}; "
-            "fetch them with config.data.test_chips=True, or name their folder in predict.folder"
+            f"{sample}: {len(missing)} of its chips are missing: {first_few(missing)}; "
+            "download them with --config.data.test_chips=True, or set config.predict.folder"
         )
     if extra := len(names) - len(set(wanted)):
-        notify(f"{extra} chips are not in {sample}; they are in predictions.csv alone")
+        notify(f"{sample}: does not name {extra} chips; they are only in predictions.csv")
     return wanted
 
 
-def _place(name: str) -> tuple[bool, str, int]:
-    """test_2 before test_10, and both before file_0."""
+def _sort_key(name: str) -> tuple[bool, str, int]:
+    """Sort test_2 before test_10, and both before file_0."""
     stem = name.rstrip(string.digits)
     return stem != "test_", stem, int(name[len(stem) :] or -1)
 
 
 def rows(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """`image_name,tags` of these names, in this order, from a table of predictions."""
+    """Return `image_name,tags` of the names in `order`, from a table of predictions."""
     return table.set_index("image_name").loc[list(order), ["tags"]].reset_index()

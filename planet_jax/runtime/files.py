@@ -1,7 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed.
-
-And folders that are sealed: damage to any byte of theirs is found.
-"""
+"""Files that are written whole or not at all, and folders whose damage is found."""
 
 import contextlib
 import fcntl
@@ -10,48 +7,49 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planet_jax.runtime import distributed
 from planet_jax.runtime.errors import first_few
 
-SEAL = "digests.json"
+DIGESTS = "digests.json"
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str], every_host: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; a block that ends well renames it to `path`.
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder; rename it to `path` when the block succeeds.
 
-    The file is flushed to the disk before the rename, so that a power cut leaves the old file or
-    the new one. A block that raises leaves nothing; what a killed process left is cleared. Of a run
-    in several processes the first writes for all; what the others write goes nowhere, save with
-    `every_host`.
+    A file is flushed before it replaces an older one, so a power cut leaves one of the two. A
+    folder must not exist yet. A block that raises leaves nothing; what killed processes left is
+    removed.
     """
     path = Path(path)
-    if not (every_host or distributed.is_main_process()):
-        with tempfile.TemporaryDirectory() as nowhere:
-            yield Path(nowhere) / path.name
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
-        if not _is_running(left_over.name.split("-")[1]):
-            left_over.unlink(missing_ok=True)
-    # The ending is kept, for it is how pandas, pillow and matplotlib choose a format.
+    for leftover in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
+        if not _is_running(leftover.name.split("-")[1]):
+            _remove(leftover)
+    # The suffix stays at the end: pandas, pillow and matplotlib choose a format by it.
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with add_path_to_errors(path):
             yield temporary
-            flush(temporary)
+            if temporary.is_file():
+                fsync(temporary)
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
-def flush(path: Path) -> None:
-    """Waits until the disk has a file, or a folder's list of names."""
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file's content, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -61,7 +59,7 @@ def flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """A write that fails for want of room does not say where; here it learns to."""
+    """Add the path to an OSError that has none: a write to a full disk does not name its file."""
     try:
         yield
     except OSError as error:
@@ -75,33 +73,16 @@ def _is_running(process: str) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, ValueError):
         return False
-    except PermissionError:  # another user's
-        return True
+    except PermissionError:  # it is another user's
+        pass
     return True
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Like `replacing`, for a folder that is not there yet; clears what a killed run left."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def lock_folder(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Keeps other processes out of the same folder; the lock goes with the process.
+    """Hold an exclusive lock on a folder; the system releases it when the process ends.
 
-    Raises:
-      BlockingIOError: another process is in there, and this one does not `wait`.
+    Raises BlockingIOError if another process holds it and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -110,44 +91,40 @@ def lock_folder(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes `content` as indented JSON; a NaN is refused, since no other reader takes one."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(_json(content))
+    """Write indented JSON; NaN raises ValueError, since most readers refuse it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(_to_json(content))
 
 
-def _json(content: Any) -> str:
+def _to_json(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def seal(folder: Path) -> None:
-    """Flushes every file under `folder` to the disk, and writes their SHA-256 to digests.json."""
+    """Flush every file under `folder` to the disk and write their SHA-256 to digests.json."""
     digests = {}
     for name, path in _files(folder).items():
-        flush(path)
+        fsync(path)
         digests[name] = _sha256(path)
-    write_json(folder / SEAL, digests)
+    write_json(folder / DIGESTS, digests)
 
 
 def find_damage(folder: Path) -> str:
-    """What is not as `seal` left it, in words; '' when every byte is."""
+    """Return how a sealed folder differs from its digests, in words; '' if it does not."""
     try:
-        text = (folder / SEAL).read_text()
-        digests, present = json.loads(text), _files(folder)
-        del present[SEAL]
-        if text != _json(digests):
-            return f"{SEAL} is not as it was written"
-        wrong = [f"{name} is missing" for name in digests.keys() - present.keys()]
-        wrong += [f"{name} does not belong there" for name in present.keys() - digests.keys()]
-        wrong += [
-            f"{name} is not as it was written"
-            for name, path in present.items()
-            if name in digests and _sha256(path) != digests[name]
-        ]
+        text = (folder / DIGESTS).read_text()
+        sealed = json.loads(text)
+        actual = {name: _sha256(path) for name, path in _files(folder).items() if name != DIGESTS}
+        changed = [name for name in sealed.keys() | actual if sealed.get(name) != actual.get(name)]
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
     except (ValueError, AttributeError, RecursionError):
-        return f"{SEAL} is not as it was written"
-    return first_few(sorted(wrong))
+        return f"{DIGESTS} has changed"
+    if text != _to_json(sealed):
+        return f"{DIGESTS} has changed"
+    return first_few(
+        f"{name} {'has changed' if name in actual else 'is missing'}" for name in sorted(changed)
+    )
 
 
 def _files(folder: Path) -> dict[str, Path]:

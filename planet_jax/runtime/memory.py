@@ -1,27 +1,25 @@
-"""How glibc is to hand out memory: in large pages, and back again."""
+"""How glibc allocates memory, as far as it can be set from inside the process."""
 
 import contextlib
 import ctypes
-import os
-import sys
+from typing import Any
 
-# XLA takes hundreds of megabytes anew for every step on a CPU, and Linux clears them page by page:
-# pages of 2 MiB instead of 4 KiB save an eighth of a step. Of heaps glibc keeps eight a core by
-# itself, in each of which XLA's and Orbax's threads would leave holes of a weight's size.
-TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=2"
+M_ARENA_MAX = -8  # malloc.h
 
 
-def tune() -> None:
-    """Begins this process anew with `TUNABLES`, which glibc reads at its start alone.
+def limit_arenas() -> None:
+    """Limit glibc to two heaps: of eight a core, XLA's and Orbax's threads fragment each.
 
-    Not where GLIBC_TUNABLES is set already; a libc that is not glibc does not look.
+    Huge pages can only be set from outside: GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = TUNABLES
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    _call("mallopt", M_ARENA_MAX, 2)
 
 
 def trim() -> None:
-    """Gives back the free pages within the heaps; a few milliseconds."""
-    with contextlib.suppress(OSError, AttributeError):  # it is another libc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    """Return free pages to the system; takes a few milliseconds."""
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    with contextlib.suppress(AttributeError):  # another C library
+        getattr(ctypes.CDLL(None), name)(*arguments)

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, now and then a line anywhere else."""
+"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import contextlib
 import sys
@@ -8,47 +8,39 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
-from planet_jax.runtime import distributed
+from planet_jax.runtime.distributed import is_main_process
 
-with warnings.catch_warnings():  # without ipywidgets the bar in a notebook is text: fine
+with warnings.catch_warnings():  # without ipywidgets the bar in a notebook is text
     warnings.simplefilter("ignore", tqdm.TqdmWarning)
     import tqdm.auto
 
 SECONDS_BETWEEN_LINES = 10.0
-
 Advance = Callable[..., None]  # advance(n=1, note="")
 
 
 def notify(line: str) -> None:
-    """Prints one line of news to stderr without tearing a bar that is on the screen.
-
-    Of several processes only the first speaks.
-    """
-    if distributed.is_main_process():
+    """Print one line to stderr above a progress bar; only the main process prints."""
+    if is_main_process():
         tqdm.auto.tqdm.write(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Yields `advance(n=1, note="")`, to be called as `n` more of `total` units are done."""
-    if (sys.stderr.isatty() and distributed.is_main_process()) or "ipykernel" in sys.modules:
-        with tqdm.auto.tqdm(desc=what, total=total, initial=done, unit=f" {unit}") as bar:
-
-            def advance_bar(n: int = 1, note: str = "") -> None:
-                bar.set_postfix_str(note, refresh=False)
-                bar.update(n)
-
-            yield advance_bar
-        return
-
+def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Yield `advance(n=1, note="")`, to be called after each n of `total` units."""
+    shows_bar = (sys.stderr.isatty() and is_main_process()) or "ipykernel" in sys.modules
     last = time.monotonic()
 
-    def advance_line(n: int = 1, note: str = "") -> None:
+    def advance(n: int = 1, note: str = "") -> None:
         nonlocal done, last
         done += n
+        bar.set_postfix_str(note, refresh=False)
+        bar.update(n)
         now = time.monotonic()
-        if done >= total or now - last >= SECONDS_BETWEEN_LINES:
-            notify(f"{what}: {done}/{total} {unit}{'  ' + note if note else ''}")
+        if not shows_bar and (done >= total or now - last >= SECONDS_BETWEEN_LINES):
+            notify(f"{description}: {done}/{total} {unit}{'  ' + note if note else ''}")
             last = now
 
-    yield advance_line
+    with tqdm.auto.tqdm(
+        desc=description, total=total, initial=done, unit=f" {unit}", disable=not shows_bar
+    ) as bar:
+        yield advance

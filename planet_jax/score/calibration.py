@@ -1,21 +1,21 @@
-"""Whether a probability of 0.3 is right three times in ten; and how to mend it when it is not."""
+"""Measure how well probabilities are calibrated, and calibrate them by Platt scaling."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize
 import scipy.special
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from planet_jax.score.metrics import Probabilities, Targets, sigmoid
 
 BINS = 10
-TINY = 1e-12  # a probability of 0 or 1 has no logit
+MIN_PROBABILITY = 1e-12  # the logit of 0 or 1 is infinite
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling: a class's probability becomes sigmoid(slope · logit + intercept)."""
+    """Platt scaling: map a class's probability to sigmoid(slope · logit + intercept)."""
 
     slope: Float[np.ndarray, " classes"]
     intercept: Float[np.ndarray, " classes"]
@@ -25,15 +25,15 @@ class Calibration:
 
 
 def _logit(probabilities: Probabilities) -> Probabilities:
-    return scipy.special.logit(probabilities.clip(TINY, 1 - TINY))
+    return scipy.special.logit(probabilities.clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY))
 
 
 def fit_calibration(probabilities: Probabilities, targets: Targets) -> Calibration:
-    """Slope and intercept of each class by maximum likelihood, with Platt's prior.
+    """Fit slope and intercept of each class by maximum likelihood, with Platt's prior.
 
-    A class's targets are (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2) in place of 1 and 0, which keeps a
-    class with few chips, or none, from certainty (Platt 1999). A slope is never negative: no class
-    is turned round. Without chips nothing is changed.
+    Targets 1 and 0 become (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2), so that a class with few chips does
+    not become certain (Platt 1999). Slopes are at least 0: the order of chips is never reversed.
+    Without chips the calibration is the identity.
     """
     if len(targets) == 0:
         return Calibration(np.ones(targets.shape[1]), np.zeros(targets.shape[1]))
@@ -41,51 +41,52 @@ def fit_calibration(probabilities: Probabilities, targets: Targets) -> Calibrati
     return Calibration(*np.array(fitted).T.reshape(2, -1))
 
 
-def _fit_class(z: Float[np.ndarray, " n"], true: np.ndarray) -> Float[np.ndarray, "2"]:
+def _fit_class(z: Float[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "2"]:
     positives = true.sum()
-    goal = np.where(true, (positives + 1) / (positives + 2), 1 / (len(true) - positives + 2))
+    target = np.where(true, (positives + 1) / (positives + 2), 1 / (len(true) - positives + 2))
 
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(x: Float[np.ndarray, "2"]) -> tuple[float, Float[np.ndarray, "2"]]:
         logit = x[0] * z + x[1]
-        off = (scipy.special.expit(logit) - goal) / len(z)
-        return float(np.mean(np.logaddexp(0, logit) - logit * goal)), np.array([off @ z, off.sum()])
+        gradient = (scipy.special.expit(logit) - target) / len(z)
+        value = np.mean(np.logaddexp(0, logit) - logit * target)
+        return float(value), np.array([gradient @ z, gradient.sum()])
 
-    found = scipy.optimize.minimize(loss, [1.0, 0.0], jac=True, method="BFGS", tol=1e-7).x
-    # The loss is convex: if a negative slope is best, then of those allowed none at all is.
-    return found if found[0] >= 0 else np.array([0.0, scipy.special.logit(goal.mean())])
+    best = scipy.optimize.minimize(loss, [1.0, 0.0], jac=True, method="BFGS", tol=1e-7).x
+    # The loss is convex: if the best slope is negative, the best slope of those allowed is 0.
+    return best if best[0] >= 0 else np.array([0.0, scipy.special.logit(target.mean())])
 
 
 def reliability(
     probabilities: Probabilities, targets: Targets, bins: int = BINS
 ) -> list[dict[str, float]]:
-    """All entries by their probability, in bins of equal width; those with entries, in order.
+    """Group all entries by probability into bins of equal width; empty bins are left out.
 
-    Each has `low` and `high` (low is outside, but for 0), `entries`, their mean `probability`, and
-    the `share` of them that is true. In a calibrated model the two are equal.
+    A bin is (`low`, `high`], the first one includes 0. It has the number of `entries`, their mean
+    `probability`, and the `share` of them that is true; calibrated probabilities equal the share.
     """
     p, true = probabilities.ravel(), targets.ravel() > 0
-    place = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
-    entries = np.bincount(place, minlength=bins)
-    sums = np.bincount(place, p, bins), np.bincount(place, true, bins)
+    index = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
+    entries = np.bincount(index, minlength=bins)
+    p_sum, true_sum = np.bincount(index, p, bins), np.bincount(index, true, bins)
     return [
         {
             "low": b / bins,
             "high": (b + 1) / bins,
             "entries": int(entries[b]),
-            "probability": float(sums[0][b] / entries[b]),
-            "share": float(sums[1][b] / entries[b]),
+            "probability": float(p_sum[b] / entries[b]),
+            "share": float(true_sum[b] / entries[b]),
         }
         for b in np.flatnonzero(entries)
     ]
 
 
 def calibration_error(probabilities: Probabilities, targets: Targets, bins: int = BINS) -> float:
-    """ECE: the mean distance between a bin's probability and its share of true, over entries."""
+    """Return the ECE: the mean of |probability - share| of the bins, weighted by entries."""
     table = reliability(probabilities, targets, bins)
-    off = sum(row["entries"] * abs(row["probability"] - row["share"]) for row in table)
-    return float(off / probabilities.size)
+    total = sum(row["entries"] * abs(row["probability"] - row["share"]) for row in table)
+    return float(total / probabilities.size)
 
 
 def brier(probabilities: Probabilities, targets: Targets) -> Float[np.ndarray, " classes"]:
-    """Each class's mean squared distance between probability and target."""
+    """Return each class's Brier score: the mean of (probability - target)²."""
     return ((probabilities - (targets > 0)) ** 2).mean(0)

@@ -1,4 +1,4 @@
-"""Which labels are taken for which, and which pairs come together too often or too seldom."""
+"""Count which labels are confused, and which pairs of labels occur together."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool
 
 
 class Swap(NamedTuple):
-    """On `chips` chips label `missed` was true and not predicted, `instead` predicted, not true."""
+    """The number of chips where `missed` is a false negative and `instead` a false positive."""
 
     missed: int
     instead: int
@@ -15,7 +15,7 @@ class Swap(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Labels a < b stand together on `true` chips, and are predicted together on `predicted`."""
+    """The numbers of chips where labels a < b are both true, and both predicted."""
 
     a: int
     b: int
@@ -26,20 +26,20 @@ class Pair(NamedTuple):
 def swaps(
     predicted: Bool[np.ndarray, "n classes"], true: Bool[np.ndarray, "n classes"]
 ) -> list[Swap]:
-    """All that happened, the most frequent first."""
+    """Return all swaps that occur, the most frequent first."""
     missed, instead = (true & ~predicted).astype(int), (predicted & ~true).astype(int)
     counts = missed.T @ instead
-    found = [Swap(int(a), int(b), int(counts[a, b])) for a, b in np.argwhere(counts)]
-    return sorted(found, key=lambda swap: -swap.chips)
+    nonzero = [Swap(int(a), int(b), int(counts[a, b])) for a, b in np.argwhere(counts)]
+    return sorted(nonzero, key=lambda swap: -swap.chips)
 
 
 def pairs(
     predicted: Bool[np.ndarray, "n classes"], true: Bool[np.ndarray, "n classes"]
 ) -> list[Pair]:
-    """All that are true or predicted anywhere, those whose counts differ most first."""
-    together = [a.astype(int).T @ a.astype(int) for a in (true, predicted)]
-    found = [
-        Pair(int(a), int(b), int(together[0][a, b]), int(together[1][a, b]))
-        for a, b in np.argwhere(np.triu(together[0] + together[1], k=1))
+    """Return all pairs that are true or predicted, the largest difference first."""
+    counts_true, counts_predicted = (a.astype(int).T @ a.astype(int) for a in (true, predicted))
+    nonzero = [
+        Pair(int(a), int(b), int(counts_true[a, b]), int(counts_predicted[a, b]))
+        for a, b in np.argwhere(np.triu(counts_true + counts_predicted, k=1))
     ]
-    return sorted(found, key=lambda pair: -abs(pair.true - pair.predicted))
+    return sorted(nonzero, key=lambda pair: -abs(pair.true - pair.predicted))

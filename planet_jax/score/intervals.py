@@ -1,7 +1,7 @@
-"""How far a figure would move with other chips: the percentile bootstrap (Efron 1979).
+"""Compute confidence intervals by the percentile bootstrap (Efron 1979).
 
-A resample draws as many chips as there are, with replacement; the middle 95% of a figure over the
-resamples is its interval. It speaks of the draw of chips alone, not of the seed that trained.
+A resample draws n of the n chips with replacement. The interval of a score is the middle 95% of its
+values over the resamples. It covers the choice of chips, not the seed of the training.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 def resamples(rng: np.random.Generator, n: int, count: int) -> Float[np.ndarray, "count n"]:
-    """How often each of n chips is in each of `count` resamples (float32, which is exact here)."""
+    """Draw resamples; return how often each chip is in each of them (float32, exact integers)."""
     drawn = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
     return np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float32)
 
@@ -19,12 +19,12 @@ def resamples(rng: np.random.Generator, n: int, count: int) -> Float[np.ndarray,
 def mean_interval(
     values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "count n"]
 ) -> tuple[float, float]:
-    """The interval of the mean of a figure that every chip has."""
+    """Return the interval of the mean of `values`, one value per chip."""
     low, high = interval(weights.astype(np.float64) @ values / len(values))
     return float(low), float(high)
 
 
-def interval(figures: Float[np.ndarray, "count ..."]) -> Float[np.ndarray, "2 ..."]:
-    """The ends of the middle 95% of `figures`, one of each resample."""
+def interval(values: Float[np.ndarray, "count ..."]) -> Float[np.ndarray, "2 ..."]:
+    """Return the ends of the middle 95% of `values` over their first axis, the resamples."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    return np.percentile(figures, [tail, 100 - tail], axis=0)
+    return np.percentile(values, [tail, 100 - tail], axis=0)

@@ -1,148 +1,196 @@
-"""The tables of a run folder: `steps.csv`, written as the run goes, and `history.csv`.
+"""The tables of a run folder: steps.csv, a row a training step, and history.csv, a row an epoch.
 
-Their text travels in the checkpoints, so a run that resumes has exactly the rows of its past,
-whatever a crash did to the files. All times are of a clock that nobody sets.
+A checkpoint holds their lengths and SHA-256, so a resumed run cuts off the rows of steps that it
+repeats. Times come from a monotonic clock.
 """
 
 import contextlib
-import importlib.metadata
-import subprocess
+import dataclasses
+import hashlib
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from planet_jax.config import flatten
-from planet_jax.runtime import distributed
-from planet_jax.runtime.errors import BadInput
-from planet_jax.runtime.files import add_path_to_errors, atomic_file
+from planet_jax.runtime.distributed import is_main_process
+from planet_jax.runtime.errors import RunFailed
+from planet_jax.runtime.files import add_path_to_errors, atomic_path, fsync
+from planet_jax.runtime.progress import notify
+from planet_jax.train.optimizer import Schedule
 
 SMOOTHING = 0.98  # fastai's beta for the training loss
 STEP_COLUMNS = (
     "step", "loss", "smooth_loss", "lr_group0", "lr_group1", "lr_group2", "beta1",
     "images_per_second", "input_wait", "save_stall",
 )  # fmt: skip
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy_thresh", "fbeta", "time")
 
 
+@dataclasses.dataclass
 class Smooth:
-    """fastai's SmoothenValue: a debiased exponential average."""
+    """fastai's `SmoothenValue`: a debiased exponential average."""
 
-    def __init__(self, beta: float = SMOOTHING) -> None:
-        self.beta, self.average, self.n, self.value = beta, 0.0, 0, float("nan")
+    average: float = 0.0
+    count: int = 0
+    beta: float = SMOOTHING
 
     def add(self, value: float) -> float:
-        """Takes one more value and returns the average so far."""
-        self.n += 1
+        """Add one value and return the average."""
+        self.count += 1
         self.average = self.beta * self.average + (1 - self.beta) * value
-        self.value = self.average / (1 - self.beta**self.n)
         return self.value
+
+    @property
+    def value(self) -> float:
+        """The average of all values; NaN before the first."""
+        return self.average / (1 - self.beta**self.count) if self.count else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A file's length in bytes and the SHA-256 of its content so far."""
+
+    length: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LogState:
+    """What a checkpoint holds of the log; its size does not grow with the run."""
+
+    steps: Mark
+    history: Mark
+    smooth: Smooth
+    epochs: int  # rows of history.csv
+    best_fbeta: float
 
 
 class Table:
-    """A CSV file that grows by rows of numbers; `text` is all of it. Process 0 keeps the file."""
+    """A CSV file that grows by rows of numbers; the main process alone has the file."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...], text: str = "") -> None:
-        self.path, self.columns, head = path, columns, ",".join(columns) + "\n"
-        if text and not text.startswith(head):
-            raise BadInput(f"{path}: the run was begun by another planet_jax, with other columns")
-        self._parts = [text or head]
-        with atomic_file(path) as temporary:
-            temporary.write_text(self._parts[0])
+    def __init__(self, path: Path, columns: tuple[str, ...], mark: Mark | None) -> None:
+        """Start the file, or cut it back to `mark`.
 
-    @property
-    def text(self) -> str:
-        """The whole file, as it goes into a checkpoint."""
-        self._parts = ["".join(self._parts)]
-        return self._parts[0]
-
-    def column(self, name: str) -> list[float]:
-        """One column's numbers."""
-        i = self.columns.index(name)
-        return [float(line.split(",")[i]) for line in self.text.splitlines()[1:]]
+        A file that does not hold what `mark` says is kept beside the new one as NAME.damaged.
+        """
+        self.path = path
+        header = (",".join(columns) + "\n").encode()
+        content = header
+        if mark is not None and is_main_process():
+            content = path.read_bytes()[: mark.length] if path.exists() else b""
+            if hashlib.sha256(content).hexdigest() != mark.sha256:
+                notify(f"{path}: damaged or missing; training continues without its old rows")
+                if path.exists():
+                    path.replace(path.with_name(f"{path.name}.damaged"))
+                content = header
+        self.length, self.sha256 = len(content), hashlib.sha256(content)
+        if is_main_process():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
 
     def add(self, *values: float) -> None:
-        """Appends a row; floats are written so that they read back the same."""
-        row = ",".join(repr(value) for value in values) + "\n"
-        self._parts.append(row)
-        if distributed.is_main_process():
-            with add_path_to_errors(self.path), self.path.open("a") as file:
+        """Append a row; each float is written so that it reads back the same."""
+        row = (",".join(repr(value) for value in values) + "\n").encode()
+        self.length += len(row)
+        self.sha256.update(row)
+        if is_main_process():
+            with add_path_to_errors(self.path), self.path.open("ab") as file:
                 file.write(row)
 
+    def mark(self) -> Mark:
+        """Flush the file to the disk and return its mark."""
+        if is_main_process():
+            fsync(self.path)
+        return Mark(self.length, self.sha256.hexdigest())
 
-class Records:
-    """Both tables of a run, the smoothed loss, and the clocks of the step and the epoch under way.
 
-    `saved` is what `to_save` gave when the run was saved; {} for a run's start.
+class TrainLog:
+    """Write the rows of a run; a step's row after the next step was dispatched.
 
     Attributes:
-      smooth: the training loss, smoothed.
-      epochs: rows of history so far.
+      smooth: the smoothed training loss.
+      epochs: number of rows in history.csv.
     """
 
-    def __init__(self, run: Path, saved: Mapping[str, str]) -> None:
-        self._steps = Table(run / "steps.csv", STEP_COLUMNS, saved.get("steps_csv", ""))
-        self._history = Table(run / "history.csv", HISTORY_COLUMNS, saved.get("history_csv", ""))
-        self.smooth = Smooth()
-        for loss in self._steps.column("loss"):
-            self.smooth.add(loss)
-        self._scores = self._history.column("fbeta")
-        self.begin_epoch()
+    def __init__(
+        self, run: Path, schedule: Schedule, batch_size: int, state: LogState | None
+    ) -> None:
+        self._run, self._schedule, self._batch_size = run, schedule, batch_size
+        self._steps = Table(run / "steps.csv", STEP_COLUMNS, state.steps if state else None)
+        history = state.history if state else None
+        self._history = Table(run / "history.csv", HISTORY_COLUMNS, history)
+        self.smooth = dataclasses.replace(state.smooth) if state else Smooth()
+        self.epochs = state.epochs if state else 0
+        self._best_fbeta = state.best_fbeta if state else -1.0
+        self._pending: tuple[int, jax.Array] | None = None
+        self._start_clocks()
 
-    @property
-    def epochs(self) -> int:
-        return len(self._scores)
+    def state(self) -> LogState:
+        """Flush both files and return what a checkpoint needs."""
+        smooth = dataclasses.replace(self.smooth)
+        return LogState(
+            self._steps.mark(), self._history.mark(), smooth, self.epochs, self._best_fbeta
+        )
 
-    def to_save(self) -> dict[str, str]:
-        """The tables, for a checkpoint."""
-        return {"steps_csv": self._steps.text, "history_csv": self._history.text}
-
-    def begin_epoch(self) -> None:
-        """Sets the clocks: the next step, and the next epoch, begin now."""
-        self._epoch_began = self._step_began = time.monotonic()
+    def _start_clocks(self) -> None:
+        self._epoch_start = self._step_start = time.monotonic()
         self._waits = {"input": 0.0, "save": 0.0}
 
     @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """The step under way waits, for its `input` or for a `save`, as long as the block takes."""
-        began = time.monotonic()
+    def waiting(self, cause: str) -> Iterator[None]:
+        """Count the time of the block as this step's wait for its `input` or for a `save`."""
+        start = time.monotonic()
         yield
-        self._waits[what] += time.monotonic() - began
+        self._waits[cause] += time.monotonic() - start
 
-    def add_step(
-        self, step: int, loss: float, lr: Sequence[float], beta1: float, chips: int
-    ) -> None:
-        """A row of steps.csv; what the step took is counted without the save's stall."""
+    def add_step(self, step: int, loss: jax.Array) -> None:
+        """Write the row of the step before; the loss of this one is still being computed.
+
+        Raises:
+          RunFailed: the loss of the step before is not finite.
+        """
+        self.flush()
+        self._pending = step, loss
+
+    def flush(self) -> None:
+        """Wait for the last step's loss and write its row.
+
+        Raises:
+          RunFailed: the loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, device_loss), self._pending = self._pending, None
+        loss = float(device_loss)
+        if not math.isfinite(loss):
+            raise not_finite(self._run, "the loss", step)
         now, stall = time.monotonic(), self._waits["save"]
-        seconds = max(now - self._step_began - stall, 1e-9)
-        share = min(self._waits["input"] / seconds, 1.0)
-        self._step_began, self._waits = now, {"input": 0.0, "save": 0.0}
-        figures = round(chips / seconds, 2), round(share, 4), round(stall, 4)
-        self._steps.add(step, loss, self.smooth.add(loss), *lr, beta1, *figures)
+        seconds = max(now - self._step_start - stall, 1e-9)
+        input_wait = min(self._waits["input"] / seconds, 1.0)
+        self._step_start, self._waits = now, {"input": 0.0, "save": 0.0}
+        self._steps.add(
+            step, loss, self.smooth.add(loss), *self._schedule.lr[step].tolist(),
+            float(self._schedule.beta1[step]), round(self._batch_size / seconds, 2),
+            round(input_wait, 4), round(stall, 4),
+        )  # fmt: skip
 
     def add_epoch(self, valid_loss: float, accuracy_thresh: float, fbeta: float) -> bool:
-        """A row of history.csv; whether its F2 is the best so far."""
-        seconds = round(time.monotonic() - self._epoch_began, 2)
+        """Write a row of history.csv; return whether its F2 is the best so far."""
+        seconds = round(time.monotonic() - self._epoch_start, 2)
         scores = valid_loss, accuracy_thresh, fbeta
         self._history.add(self.epochs, self.smooth.value, *scores, seconds)
-        best = fbeta > max(self._scores, default=-1.0)
-        self._scores.append(fbeta)
-        self.begin_epoch()
-        return best
+        self.epochs += 1
+        is_best = fbeta > self._best_fbeta
+        self._best_fbeta = max(fbeta, self._best_fbeta)
+        self._start_clocks()
+        return is_best
 
 
-def provenance(config: ConfigDict) -> dict[str, Any]:
-    """What config.json and every checkpoint tell: the options, and what ran them."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "config": flatten(config),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git_commit": commit or None,
-        "devices": [device.device_kind for device in jax.devices()],
-        "hosts": jax.process_count(),
-    }
+def not_finite(run: Path, what: str, step: int) -> RunFailed:
+    """Return the error of a run that diverged."""
+    return RunFailed(
+        f"{run}: {what} is not finite at step {step}; earlier checkpoints are kept; "
+        "lower config.optim.lr (see the lr_range command) or check the chips"
+    )

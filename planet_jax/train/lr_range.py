@@ -12,35 +12,34 @@ from planet_jax.train.log import Smooth
 from planet_jax.train.stage import Stage
 from planet_jax.train.steps import TrainState
 
-MOMENTUM = 0.9  # fastai leaves Adam's beta1 here during the test
+MOMENTUM = 0.9  # fastai keeps Adam's beta1 at this value during the test
 STOP_ABOVE = 4.0  # times the best smoothed loss
 SKIP_FIRST, SKIP_LAST = 10, 5  # points that fastai's plot and suggestions leave out
-FEWEST = SKIP_FIRST + SKIP_LAST + 2  # points that leave a slope
+MIN_POINTS = SKIP_FIRST + SKIP_LAST + 2  # two remain, enough for a slope
 
 
-def range_rates(steps: int, low: float, high: float) -> Float[np.ndarray, " steps"]:
-    """`low (high/low)^(i/steps)` for each step i."""
-    return low * (high / low) ** (np.arange(steps) / steps)
+def range_rates(steps: int, start_lr: float, end_lr: float) -> Float[np.ndarray, " steps"]:
+    """Return `start_lr (end_lr / start_lr)^(i / steps)` for each step i."""
+    return start_lr * (end_lr / start_lr) ** (np.arange(steps) / steps)
 
 
 def run(stage: Stage, state: TrainState) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Learning rates (one for all groups) and smoothed losses of a test that starts at `state`.
+    """Return the learning rates (one for all groups) and smoothed losses of a test from `state`.
 
-    Weight decay is on and momentum stays at 0.9. The test stops once the smoothed loss exceeds four
-    times its best, or is NaN; that last point is kept if finite. `state` itself is not touched: the
-    steps are taken by a copy of it.
+    Weight decay is on and momentum stays at 0.9. The test stops when the smoothed loss exceeds four
+    times its best, or is NaN; that point is kept if it is finite. A copy of `state` is trained.
 
     Raises:
-      RunFailed: the very first loss is not finite.
+      RunFailed: the first loss is not finite.
     """
-    config = stage.config.lr_range
-    rates = range_rates(config.steps, config.start_lr, config.end_lr)
-    batches = stage.train_batches(steps=config.steps)
-    state = jax.tree.map(lambda leaf: np.array(leaf), state)  # the step donates what it is given
+    options = stage.config.lr_range
+    rates = range_rates(options.steps, options.start_lr, options.end_lr)
+    batches = stage.train_batches(epochs=-(-options.steps // max(stage.steps_per_epoch, 1)))
+    state = jax.tree.map(lambda leaf: np.array(leaf), state)  # the step donates its argument
     smooth, losses, best = Smooth(), [], math.inf
-    with progress("LR-range test", config.steps, "steps") as advance:
+    with progress("LR-range test", options.steps, "steps") as advance:
         for lr in rates:
-            state, loss = stage.take_step(state, next(batches), np.full(3, lr), MOMENTUM)
+            state, loss = stage.train_step(state, next(batches), np.full(3, lr), MOMENTUM)
             value = smooth.add(float(loss))
             if not math.isfinite(value):
                 break
@@ -50,22 +49,21 @@ def run(stage: Stage, state: TrainState) -> tuple[Float[np.ndarray, " n"], Float
             if value > STOP_ABOVE * best:
                 break
     if not losses:
-        raise RunFailed("LR-range test: the first loss is not finite; look at weights and chips")
+        raise RunFailed("LR-range test: the first loss is not finite; check the weights and chips")
     return rates[: len(losses)], np.array(losses)
 
 
 def suggest(lrs: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """`(min_gradient_lr, min_loss_lr_over_10)` of a whole curve, smoothed losses.
+    """Return `(min_gradient_lr, min_loss_lr_over_10)` of a whole curve of smoothed losses.
 
-    The first 10 and last 5 points are dropped; the first suggestion is the rate where the loss
-    falls fastest from point to point (the argmin of `numpy.gradient`), the second a tenth of the
-    rate of the smallest loss.
+    The first 10 and last 5 points are dropped. The first suggestion is the rate at the argmin of
+    `numpy.gradient(losses)`; the second is a tenth of the rate of the smallest loss.
 
     Raises:
-      RunFailed: fewer than 17 points, so that no slope is left.
+      RunFailed: there are fewer than 17 points.
     """
     lrs, losses = np.asarray(lrs), np.asarray(losses)
-    if len(lrs) < FEWEST:
+    if len(lrs) < MIN_POINTS:
         raise RunFailed(
             f"LR-range test: {len(lrs)} points are too few for a suggestion; raise "
             "config.lr_range.steps"

@@ -4,6 +4,7 @@ The state is replicated; batches are `[devices, chips a device, ...]`; results a
 device. Gradients are those of the mean loss over the global batch.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,8 +50,12 @@ def create_state(variables: Variables, freeze: bool) -> TrainState:
     )
 
 
+@functools.lru_cache  # so that the stages and commands of one process compile a step once
 def make_train_step(
-    model: Classifier, freeze: bool, weight_decay: float, devices: list[jax.Device] | None = None
+    model: Classifier,
+    freeze: bool,
+    weight_decay: float,
+    devices: tuple[jax.Device, ...] | None = None,
 ) -> Callable[[TrainState, dict[str, Array], Rates, Key[Array, ""]], tuple[TrainState, Array]]:
     """Make `step(state, batch, rates, key) -> (state, loss)`, which donates its input state.
 
@@ -96,8 +101,9 @@ def make_train_step(
     )
 
 
+@functools.lru_cache
 def make_predict_step(
-    model: Classifier, devices: list[jax.Device] | None = None, average: str = ""
+    model: Classifier, devices: tuple[jax.Device, ...] | None = None, average: str = ""
 ) -> Callable[[Variables, UInt8[Array, "d b h w 3"]], Float[Array, "n classes"]]:
     """Make `predict(variables, chips) -> logits`: of the global batch, on every device.
 

@@ -1,4 +1,4 @@
-"""The report's galleries: chips with their labels and probabilities, and a choice of one class."""
+"""Make the report's galleries: chips with labels and probabilities, filtered by class."""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,29 +6,30 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from PIL import Image
 
 from planet_jax.data.dataset import FOLDER
 from planet_jax.results.report import html
 
 SIDE = 128  # pixels of a chip
-FIRST = 12  # of a gallery, whatever their class
-OF_A_CLASS = 4  # at least, if there are as many
-MOST = 80  # in one gallery: the page stays under 5 MB even with chips of noise
-TEXT = {"image_name": str, "tags": str, "predicted": str}  # types in chips.csv
+FIRST_CHIPS = 12  # in a gallery, of any class; script.js shows as many when no class is chosen
+CHIPS_PER_CLASS = 4  # in a gallery at least, if the class has as many
+MAX_CHIPS = 80  # in a gallery: the page stays under 5 MB even if the chips are noise
+TEXT_COLUMNS = {"image_name": str, "tags": str, "predicted": str}  # of chips.csv
 
 
 def galleries(table: pd.DataFrame, classes: Sequence[str], root: Path) -> str:
-    """HTML of two galleries: by loss, the greatest first, and by certainty.
+    """Return the HTML of two galleries: highest loss first, and lowest entropy first.
 
-    `table` is chips.csv: its columns from the sixth on are the probabilities of `classes`. Certain
-    is a chip of small entropy: all its probabilities are near 0 or 1, be they right or wrong.
+    `table` is chips.csv: its last columns are the probabilities of `classes`. Entropy is low if all
+    probabilities of a chip are near 0 or 1, right or wrong.
     """
     p = table.iloc[:, -len(classes) :].to_numpy(float).clip(1e-12, 1 - 1e-12)
     entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean(1)
     options = [f'<option value="{escape(label)}">{escape(label)}</option>' for label in classes]
     choice = (
-        '<p><label for="class">Chips whose true or predicted labels have </label>'
+        '<p><label for="class">Chips with this true or predicted label: </label>'
         f'<select id="class"><option value="">any label</option>{"".join(options)}</select></p>'
     )
     legend = html.paragraph(
@@ -36,10 +37,10 @@ def galleries(table: pd.DataFrame, classes: Sequence[str], root: Path) -> str:
     )
     parts = [choice, legend]
     for heading, order in (
-        ("The greatest loss", np.argsort(-table["loss"].to_numpy(), kind="stable")),
-        ("The most certain", np.argsort(entropy, kind="stable")),
+        ("Highest loss", np.argsort(-table["loss"].to_numpy(), kind="stable")),
+        ("Most certain", np.argsort(entropy, kind="stable")),
     ):
-        rows = chosen(table.iloc[order], classes)
+        rows = select_chips(table.iloc[order], classes)
         cards = [card(row, p[i], classes, root) for i, row in rows.iterrows()]
         parts.append(
             f'<h3>{heading}</h3><p aria-live="polite"></p><ul class="chips">{"".join(cards)}</ul>'
@@ -47,22 +48,24 @@ def galleries(table: pd.DataFrame, classes: Sequence[str], root: Path) -> str:
     return "".join(parts)
 
 
-def chosen(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """The first rows, and the first of every class, in the table's order."""
+def select_chips(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the first rows, and the first rows of every class, in the table's order."""
     keep = np.zeros(len(table), bool)
-    keep[:FIRST] = True
-    sets = [set(row) for row in _labels(table)]
+    keep[:FIRST_CHIPS] = True
+    tags = [
+        {*true.split(), *predicted.split()}
+        for true, predicted in zip(table["tags"], table["predicted"], strict=True)
+    ]
     for label in classes:
-        keep[[i for i, labels in enumerate(sets) if label in labels][:OF_A_CLASS]] = True
-    return table[keep][:MOST]
+        rows = [i for i, labels in enumerate(tags) if label in labels]
+        keep[rows[:CHIPS_PER_CLASS]] = True
+    return table[keep][:MAX_CHIPS]
 
 
-def _labels(table: pd.DataFrame) -> list[list[str]]:
-    return [f"{a} {b}".split() for a, b in zip(table["tags"], table["predicted"], strict=True)]
-
-
-def card(row: pd.Series, p: np.ndarray, classes: Sequence[str], root: Path) -> str:
-    """One chip: its picture, loss and F2, and each label that is true or predicted."""
+def card(
+    row: pd.Series, p: Float[np.ndarray, " classes"], classes: Sequence[str], root: Path
+) -> str:
+    """Return the HTML of one chip: picture, loss, F2, and its true and predicted labels."""
     true, predicted = row["tags"].split(), row["predicted"].split()
     labels = []
     for label, probability in zip(classes, p, strict=True):
@@ -84,6 +87,6 @@ def _picture(folder: Path, name: str, true: Sequence[str]) -> str:
             chip.draft("RGB", (SIDE, SIDE))
             picture = chip.convert("RGB")
     except OSError:
-        return html.paragraph("its file cannot be read", "lacks")
+        return html.note("This file cannot be read.")
     picture.thumbnail((SIDE, SIDE))
     return html.image(picture, f"chip {name}: {' '.join(true) or 'no label'}")

@@ -1,4 +1,4 @@
-"""Pieces of a web page that asks nothing of the network: figures, tables, images, all inline."""
+"""Build an HTML page and its elements, all inline: the page loads nothing from the network."""
 
 import base64
 import hashlib
@@ -19,9 +19,10 @@ NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def page(title: str, sections: Mapping[str, str]) -> str:
-    """The whole page: `sections` are HTML by their headings.
+    """Return the whole page; `sections` maps headings to HTML.
 
-    Its policy lets no request out and no script run but report.js, whatever a label says.
+    Its content security policy blocks all requests and every script but script.js, so that HTML in
+    a label or file name does nothing.
     """
     files = importlib.resources.files("planet_jax.results.report")
     script = files.joinpath("script.js").read_text()
@@ -39,15 +40,15 @@ def page(title: str, sections: Mapping[str, str]) -> str:
 
 
 def figure(picture: Figure, caption: str, alternative: str = "") -> str:
-    """A matplotlib figure as inline SVG, in the page's own colours, light or dark.
+    """Return a matplotlib figure as inline SVG, for light and dark pages.
 
-    What is black there becomes the page's ink, and what is white its ground. `alternative` says
-    what is to be seen; by default the caption does.
+    Black becomes the page's text color, white its background. `alternative` is the text for screen
+    readers; by default the caption.
     """
-    file, told = io.StringIO(), escape(alternative or caption)
+    file = io.StringIO()
     text_as_text = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption})
     with text_as_text, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has more of them
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for more glyphs
         picture.savefig(
             file, format="svg", transparent=True, bbox_inches="tight", metadata=NO_METADATA
         )
@@ -55,13 +56,19 @@ def figure(picture: Figure, caption: str, alternative: str = "") -> str:
     svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
     svg = svg.replace("#ffffff", "var(--page)")
     svg = re.sub(r"<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # else several figures would share them
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{told}" ', 1)
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # ids must be unique on the page
+    label = escape(alternative or caption)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return captioned(svg, caption)
+
+
+def captioned(html: str, caption: str) -> str:
+    """Return a figure element with a caption below."""
+    return f"<figure>{html}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def image(picture: Image.Image, alternative: str) -> str:
-    """An image tag that holds its JPEG."""
+    """Return an image as a JPEG in a data URL."""
     file = io.BytesIO()
     picture.convert("RGB").save(file, "JPEG", quality=80)
     data = base64.b64encode(file.getvalue()).decode()
@@ -72,7 +79,7 @@ def image(picture: Image.Image, alternative: str) -> str:
 
 
 def table(frame: pd.DataFrame, index: bool = False, digits: int = 6) -> str:
-    """A table that scrolls by itself where the page is narrow."""
+    """Return a table that scrolls sideways if the page is narrow."""
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(
             index=index, border=0, justify="left", float_format=lambda value: f"{value:.{digits}f}"
@@ -81,22 +88,30 @@ def table(frame: pd.DataFrame, index: bool = False, digits: int = 6) -> str:
 
 
 def facts(pairs: Mapping[str, object]) -> str:
-    """Names and their values."""
+    """Return a list of names and their values."""
     rows = [f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in pairs.items()]
     return f'<dl class="facts">{"".join(rows)}</dl>'
 
 
 def side_by_side(*figures: str) -> str:
-    """Figures in as many columns as there is room for."""
+    """Return elements in as many columns as fit."""
     return f'<div class="figures">{"".join(figures)}</div>'
 
 
-def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text, with `code` in backticks."""
-    html = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return f'<p class="{kind}">{html}</p>' if kind else f"<p>{html}</p>"
+def paragraph(text: str) -> str:
+    """Return a paragraph of plain text; text in backticks becomes code."""
+    return f"<p>{_with_code(text)}</p>"
+
+
+def note(text: str) -> str:
+    """Return a highlighted paragraph on something that is missing."""
+    return f'<p class="missing">{_with_code(text)}</p>'
+
+
+def _with_code(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def commands(lines: list[str]) -> str:
-    """Lines for a terminal."""
+    """Return lines for a terminal."""
     return f'<pre tabindex="0">{escape(chr(10).join(lines))}</pre>'

@@ -1,4 +1,4 @@
-"""A run folder as a reader finds it: its files, the runs before it, the commands that made it."""
+"""Read a run folder: its files, the runs before it, and the commands that repeat it."""
 
 import functools
 import json
@@ -6,61 +6,78 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from planet_jax.config import OPTIONS, translate_saved
 from planet_jax.runtime.errors import BadInput
 
+REQUIRED = ("config.json", "history.csv", "steps.csv")  # training writes them at its start
 
-class Lacks(Exception):
-    """What a part of the report needs is not there; the message says how to get it."""
+
+class MissingPart(Exception):
+    """Raised for a part whose files are missing; the message names the command that writes them."""
 
 
 class RunFolder:
-    """A run folder's files, read when first asked for.
+    """The files of a run folder, read when first used.
 
     Attributes:
       folder, root: of the run, and of its chips.
-      about: config.json.
+      about: the content of config.json.
 
     Raises:
-      BadInput: no run is there.
+      BadInput: the folder has no run.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
-        if lacking := _lacking(folder):
-            raise BadInput(f"{folder}: holds no {lacking}; train this run first")
+        if missing := _missing_file(folder):
+            raise BadInput(f"{folder}: has no {missing}; train this run first")
         self.about = _read_json(folder / "config.json")
 
     @functools.cached_property
     def chain(self) -> list[Path]:
-        """The runs whose weights went on to this one, and it; as far back as they are there."""
-        found, folder = [self.folder], self.began_from(self.folder)
-        while folder and not _lacking(folder) and folder not in found:
-            found.insert(0, folder)
-            folder = self.began_from(folder)
-        return found
+        """Return the run folders from the first stage to this one, as far back as they exist."""
+        chain, folder = [self.folder], self.init_from(self.folder)
+        while folder and not _missing_file(folder) and folder not in chain:
+            chain.insert(0, folder)
+            folder = self.init_from(folder)
+        return chain
 
-    def began_from(self, folder: Path) -> Path | None:
-        """The run whose weights this one started with."""
+    def init_from(self, folder: Path) -> Path | None:
+        """Return the run whose weights a run started with."""
         options = self.options(folder)
         return Path(options["init_from"]) if options.get("init_from") else None
 
     def options(self, folder: Path) -> dict[str, Any]:
-        """Every option as a run had it."""
+        """Return the options of a run, {"data.size": 128, ...}."""
         return translate_saved(_read_json(folder / "config.json")["config"], folder)
 
+    def steps(self, folder: Path) -> pd.DataFrame:
+        """Return steps.csv of a run."""
+        return pd.read_csv(folder / "steps.csv")
+
+    def history(self, folder: Path) -> pd.DataFrame:
+        """Return history.csv of a run."""
+        return pd.read_csv(folder / "history.csv")
+
     def metrics(self, *names: str) -> dict[str, Any]:
-        """metrics.json, which must have `names`."""
-        if not (self.folder / "metrics.json").exists():
-            raise Lacks(f"No {self.folder}/metrics.json yet: `evaluate` writes it.")
-        found = _read_json(self.folder / "metrics.json")
-        if any(name not in found for name in names):
-            raise Lacks(f"{self.folder}/metrics.json is of another version: `evaluate` anew.")
-        return found
+        """Return the content of metrics.json.
+
+        Raises:
+          MissingPart: there is no such file, or it has not all of `names`.
+        """
+        path = self.folder / "metrics.json"
+        if not path.exists():
+            raise MissingPart(f"No {path} yet: `evaluate` writes it.")
+        content = _read_json(path)
+        if any(name not in content for name in names):
+            raise MissingPart(f"{path} is from another version: run `evaluate` again.")
+        return content
 
 
 def command(name: str, options: dict[str, Any]) -> str:
-    """The command line that runs `name` with `options` and no config file but the base."""
+    """Return the command line that runs `name` with `options`, starting from configs/base.py."""
     flags = [
         f"--config.{option}={tuple(value) if isinstance(value, list) else value}"
         for option, value in options.items()
@@ -71,19 +88,18 @@ def command(name: str, options: dict[str, Any]) -> str:
 
 
 def differs(name: str, value: Any) -> bool:
-    """Whether an option, as config.json has it, is not at its default; one that is gone is not."""
+    """Return whether an option of config.json differs from its default; unknown ones do not."""
     return name in OPTIONS and bool(value != as_json(OPTIONS[name].default))
 
 
 def as_json(value: Any) -> Any:
-    """A option's value as JSON has it."""
+    """Return an option's value as it is after a round trip through JSON."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def _lacking(folder: Path) -> str:
-    """The first file that every run writes and this one has not, or ''."""
-    files = ("config.json", "history.csv", "steps.csv")
-    return next((file for file in files if not (folder / file).exists()), "")
+def _missing_file(folder: Path) -> str:
+    """Return the first missing file of REQUIRED, or ''."""
+    return next((file for file in REQUIRED if not (folder / file).exists()), "")
 
 
 def _read_json(path: Path) -> Any:

@@ -1,0 +1,99 @@
+"""Read and write decisions.json: the thresholds and calibration that `evaluate` fits."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from planet_jax.runtime.distributed import run_on_main
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.files import write_json
+from planet_jax.score.calibration import Calibration
+from planet_jax.score.decisions import Decision
+from planet_jax.score.weather import Weather, weather_of
+
+FILE = "decisions.json"
+
+
+def write_decision(
+    run: Path, decision: Decision, classes: Sequence[str], fitted_to: dict[str, Any]
+) -> None:
+    """Write a fitted decision and `fitted_to`, which names the probabilities it was fitted to."""
+    assert decision.calibration is not None
+    slope, intercept = decision.calibration.slope.tolist(), decision.calibration.intercept.tolist()
+    content = {
+        "fitted_to": fitted_to,
+        "thresholds": dict(zip(classes, decision.thresholds.tolist(), strict=True)),
+        "calibration": {
+            label: {"slope": slope[i], "intercept": intercept[i]} for i, label in enumerate(classes)
+        },
+    }
+    write_json(run / FILE, content)
+
+
+def load_decision(
+    config: ConfigDict, classes: Sequence[str], fitted_to: dict[str, Any]
+) -> Decision:
+    """Return the decision that the config names; read decisions.json if it needs fitted values.
+
+    `fitted_to` names the probabilities to decide on, in the form that `write_decision` saved.
+
+    Raises:
+      BadInput: decisions.json is missing, unreadable, or was fitted to other probabilities; the
+        weather rule is on but the vocabulary has no weather.
+    """
+    score, weather = config.score, check_weather(config, classes)
+    thresholds = np.full(len(classes), float(score.threshold))
+    if score.decision_rule != "per_class" and not score.calibrate:
+        return Decision(score.decision_rule, thresholds, None, weather)
+    saved = run_on_main(lambda: _read(Path(config.workdir) / FILE, fitted_to))
+    if score.decision_rule == "per_class":
+        thresholds = np.array([saved["thresholds"][label] for label in classes])
+    calibration = None
+    if score.calibrate:
+        lines = [saved["calibration"][label] for label in classes]
+        slope, intercept = (
+            np.array([line[key] for line in lines]) for key in ("slope", "intercept")
+        )
+        calibration = Calibration(slope, intercept)
+    return Decision(score.decision_rule, thresholds, calibration, weather)
+
+
+def _read(path: Path, fitted_to: dict[str, Any]) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: does not exist; run evaluate first, which writes it") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); run evaluate again") from None
+    before = saved["fitted_to"]
+    changes = [
+        f"{name} was {before.get(name)!r} and is {value!r}"
+        for name, value in fitted_to.items()
+        if before.get(name) != value
+    ]
+    if changes:
+        raise BadInput(
+            f"{path}: was fitted to other probabilities: {'; '.join(changes)}; "
+            "run evaluate with these options first"
+        )
+    return saved
+
+
+def check_weather(config: ConfigDict, classes: Sequence[str]) -> Weather | None:
+    """Return the weather columns if score.weather_rule is on, else None.
+
+    Raises:
+      BadInput: the rule is on and the vocabulary is without one of the four weather tags.
+    """
+    if not config.score.weather_rule:
+        return None
+    weather = weather_of(classes)
+    if weather is None:
+        raise BadInput(
+            "config.score.weather_rule: the labels have no clear, partly_cloudy, haze and cloudy"
+        )
+    return weather

@@ -1,0 +1,55 @@
+"""Make the report's parts on hardware, versions, and how to repeat the run."""
+
+import shlex
+from typing import Any
+
+from planet_jax.results.report import html
+from planet_jax.results.report.run_folder import MissingPart, RunFolder, command
+
+
+def hardware(run: RunFolder) -> str:
+    """Show devices, processes and package versions."""
+    devices: list[str] = run.about["devices"]
+    kinds = {kind: devices.count(kind) for kind in dict.fromkeys(devices)}
+    return html.facts(
+        {
+            "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
+            "processes": run.about.get("hosts", 1),
+            **run.about["versions"],
+        }
+    )
+
+
+def commands(run: RunFolder) -> str:
+    """Show the commands that repeat this run."""
+    lines = []
+    if commit := run.about.get("git_commit"):
+        lines.append(f"git checkout {commit}")
+    pins = [f"{name}=={version}" for name, version in run.about["versions"].items()]
+    lines += [shlex.join(["pip", "install", *pins]), ""]
+    lines += [command("train", run.options(folder)) for folder in run.chain]
+    options = run.options(run.folder)
+    lines += ["", command("evaluate", options | _scoring(run)), command("report", options)]
+    text = "In the folder where it was run; all options that differ from their defaults are given:"
+    return html.paragraph(text) + html.commands(lines)
+
+
+def _scoring(run: RunFolder) -> dict[str, Any]:
+    """Return the options of the last evaluation, which may differ from those of the training."""
+    try:
+        metrics = run.metrics(
+            "decision", "intervals", "threshold", "checkpoint", "test_time_augmentation", "ensemble"
+        )
+    except MissingPart:
+        return {}
+    decision = metrics["decision"]
+    return {
+        "checkpoint": metrics["checkpoint"],
+        "score.threshold": metrics["threshold"],
+        "score.decision_rule": decision["rule"],
+        "score.calibrate": decision["calibrate"],
+        "score.weather_rule": decision["weather_rule"],
+        "score.resamples": metrics["intervals"]["resamples"],
+        "score.test_time_augmentation": metrics["test_time_augmentation"],
+        "score.ensemble": metrics["ensemble"],
+    }

@@ -1,0 +1,37 @@
+"""Apply the competition's weather rule: one weather tag per chip, no other tag with `cloudy`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planet_jax.score.metrics import Predicted, Probabilities
+
+CLOUDY = "cloudy"
+TAGS = ("clear", CLOUDY, "haze", "partly_cloudy")
+
+
+@dataclass(frozen=True)
+class Weather:
+    """The columns of the four weather tags, and which of them is `cloudy`."""
+
+    columns: tuple[int, ...]
+    cloudy: int
+
+
+def weather_of(classes: Sequence[str]) -> Weather | None:
+    """Return the weather columns of a vocabulary, or None unless it has all four tags."""
+    if not set(TAGS) <= set(classes):
+        return None
+    return Weather(tuple(classes.index(tag) for tag in TAGS), classes.index(CLOUDY))
+
+
+def obey_weather(predicted: Predicted, probabilities: Probabilities, weather: Weather) -> Predicted:
+    """Keep only the most probable weather tag of each chip, and remove all others from `cloudy`."""
+    columns = np.array(weather.columns)
+    chosen = columns[probabilities[:, columns].argmax(1)]
+    obeying = predicted.copy()
+    obeying[:, columns] = False
+    obeying[chosen == weather.cloudy] = False
+    obeying[np.arange(len(chosen)), chosen] = True
+    return obeying

@@ -1,0 +1,135 @@
+"""What a checkpoint says about itself and its run, as typed fields: one writer and one reader."""
+
+import dataclasses
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from planet_jax.config import flatten
+from planet_jax.runtime.errors import BadInput
+from planet_jax.train.log import LogState, Mark, Smooth
+
+FORMAT = 2  # raise it when an older planet_jax cannot read what this one writes
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """The options of a run and what ran it; also the content of config.json."""
+
+    config: dict[str, Any]  # {"data.size": 128, ...}
+    versions: dict[str, str]
+    git_commit: str | None
+    devices: list[str]  # kinds
+    hosts: int
+    allowed_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of_this_process(cls, config: ConfigDict) -> "Provenance":
+        """Collect options, package versions, the git commit and the devices."""
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        return cls(
+            config={name: as_json(value) for name, value in flatten(config).items()},
+            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+            git_commit=commit or None,
+            devices=[device.device_kind for device in jax.devices()],
+            hosts=jax.process_count(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What is needed to understand a checkpoint, and to resume from it.
+
+    Attributes:
+      step, steps, steps_per_epoch: steps taken, those of the whole stage, those of an epoch.
+      epoch_offset: epochs of the stages before this one.
+      classes: the vocabulary, in the order of the logits.
+      train_chips, valid_chips: how many chips train and validate.
+      train_fingerprint, valid_fingerprint: SHA-256 of their names and labels.
+      provenance: options, versions, devices.
+      log: the state of steps.csv and history.csv; None if another format wrote it.
+    """
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+    epoch_offset: int
+    classes: tuple[str, ...]
+    train_chips: int | None
+    valid_chips: int | None
+    train_fingerprint: str
+    valid_fingerprint: str
+    provenance: Provenance
+    log: LogState | None
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the stage is complete: all steps taken and all epochs scored."""
+        scored = self.log is None or self.log.epochs == self.steps // self.steps_per_epoch
+        return self.step == self.steps and scored
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON content that `from_json` reads."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Metadata":
+        """Read the content that `to_json`, or format 1 of an older planet_jax, wrote.
+
+        Raises:
+          BadInput: a newer planet_jax wrote it.
+        """
+        content = dict(content)
+        match content.pop("format", None):
+            case 1:
+                return cls._from_format_1(content)
+            case 2:
+                pass
+            case other:
+                raise BadInput(
+                    f"the checkpoint has format {other}; this planet_jax reads up to {FORMAT}"
+                )
+        log = content.pop("log")
+        return cls(
+            **content
+            | {
+                "classes": tuple(content["classes"]),
+                "provenance": Provenance(**content["provenance"]),
+                "log": LogState(
+                    Mark(**log["steps"]),
+                    Mark(**log["history"]),
+                    Smooth(**log["smooth"]),
+                    log["epochs"],
+                    log["best_fbeta"],
+                ),
+            }
+        )
+
+    @classmethod
+    def _from_format_1(cls, content: dict[str, Any]) -> "Metadata":
+        """Read the weights' metadata; format 1 copied steps.csv, so it cannot be resumed."""
+        names = ("config", "versions", "git_commit", "devices", "hosts")
+        return cls(
+            step=content["step"],
+            steps=content["steps"],
+            steps_per_epoch=content["steps_per_epoch"],
+            epoch_offset=content["first_epoch"],
+            classes=tuple(content["classes"]),
+            train_chips=None,
+            valid_chips=None,
+            train_fingerprint=content["train_rows"],
+            valid_fingerprint=content["valid_rows"],
+            provenance=Provenance(**{name: content[name] for name in names}),
+            log=None,
+        )
+
+
+def as_json(value: Any) -> Any:
+    """Return an option's value as JSON gives it back: tuples become lists."""
+    return [as_json(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,117 @@
+"""Where a stage starts: its own checkpoint, the weights of another run, or `model.weights`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from planet_jax.model import classifier, weights
+from planet_jax.runtime.distributed import load_on_main, run_on_main
+from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.progress import notify
+from planet_jax.train.checkpoint import (
+    Checkpoint,
+    from_host,
+    open_checkpoint,
+    require_checkpoint,
+    to_host,
+)
+from planet_jax.train.stage import Stage
+from planet_jax.train.steps import TrainState, create_state
+
+
+@dataclass(frozen=True)
+class Start:
+    """A stage's starting point.
+
+    Attributes:
+      checkpoint: of this run or of `init_from`; None starts from `model.weights`.
+      is_resume: whether the checkpoint is of this run.
+    """
+
+    checkpoint: Checkpoint | None = None
+    is_resume: bool = False
+
+    @property
+    def epoch_offset(self) -> int:
+        """Epochs of the stages before this one."""
+        if self.checkpoint is None:
+            return 0
+        metadata = self.checkpoint.metadata
+        own_epochs = 0 if self.is_resume else metadata.provenance.config["train.epochs"]
+        return metadata.epoch_offset + own_epochs
+
+
+def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = True) -> Start:
+    """Open the checkpoint that the stage starts from, or check that its weights are at hand.
+
+    Raises:
+      BadInput: they are missing or damaged (if the stage `needs_weights`).
+    """
+    own = open_checkpoint(Path(config.workdir), "latest") if resume else None
+    if own is not None:
+        return Start(own, is_resume=True)
+    if config.init_from:
+        run = Path(config.init_from)
+        if not needs_weights:
+            return Start(open_checkpoint(run, "latest"))
+        checkpoint = require_checkpoint(run, "latest", newest_only=True)
+        if not checkpoint.metadata.is_last_step:
+            step, steps = checkpoint.metadata.step, checkpoint.metadata.steps
+            notify(f"{run}: init_from starts from an unfinished run, step {step} of {steps}")
+        return Start(checkpoint)
+    if needs_weights:
+        run_on_main(lambda: weights.require(config.model.weights))
+    return Start()
+
+
+def initial_state(stage: Stage, start: Start) -> TrainState:
+    """Return the state before the first step: weights, and an optimizer without history.
+
+    Raises:
+      BadInput: the weights are of another model or vocabulary.
+    """
+    config = stage.config
+    variables = classifier.init(len(stage.classes), config.seed, config.model.name)
+    if start.checkpoint is None:
+        fresh = variables
+        flat = load_on_main(lambda: to_host(weights.fill(fresh, config.model.weights)))
+        return create_state(from_host(flat, variables, config.model.weights), config.optim.freeze)
+    metadata, run = start.checkpoint.metadata, start.checkpoint.run
+    check_vocabulary(metadata.classes, stage.classes, run, config.data.root)
+    if metadata.valid_fingerprint != stage.data.labels.fingerprint(stage.valid_rows):
+        notify(f"{run} validated on other chips: it may have trained on some of these")
+    flat = start.checkpoint.arrays("weights")
+    return create_state(from_host(flat, variables, str(run)), config.optim.freeze)
+
+
+def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
+    """Return the state that a checkpoint of this run holds.
+
+    Raises:
+      BadInput: it holds another model.
+    """
+    config, classes = stage.config, len(stage.classes)
+
+    def state() -> TrainState:
+        return create_state(classifier.init(classes, 0, config.model.name), config.optim.freeze)
+
+    template = jax.eval_shape(state)
+    return from_host(checkpoint.arrays("weights", "optimizer"), template, str(checkpoint.run))
+
+
+def check_vocabulary(
+    saved: tuple[str, ...], classes: tuple[str, ...], run: Path, root: str
+) -> None:
+    """Refuse a run whose vocabulary is not that of the data.
+
+    Raises:
+      BadInput: naming the labels that differ.
+    """
+    if saved != classes:
+        differing = ", ".join(sorted(set(saved) ^ set(classes)))
+        raise BadInput(
+            f"{run} was trained on other labels than {root} has; they differ in: {differing}; "
+            "set data.root to chips with the run's labels"
+        )

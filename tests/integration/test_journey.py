@@ -1,0 +1,50 @@
+"""The shipped demo, shrunk: every command of the house over four chained stages."""
+
+import json
+
+import pandas as pd
+from PIL import Image
+
+from planet_jax import commands
+from planet_jax.config_file import load
+from tests.support import ROOT
+
+STAGES = ("stage1", "stage2", "stage1_256", "stage2_256")
+
+
+def test_journey(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    config = load("configs/demo.py")
+    shrunk = {"sample.chips": 40, "sample.test_chips": 5, "train.epochs": 1, "lr_range.steps": 17}
+    commands.journey(config, shrunk)
+    output = capsys.readouterr().out
+    assert "F2 of the best constant prediction on them" in output
+    runs = [tmp_path / "runs" / "demo" / stage for stage in STAGES]
+    for run, size, frozen in zip(runs, (64, 64, 128, 128), (True, False) * 2, strict=True):
+        assert len(pd.read_csv(run / "history.csv")) == 1
+        assert len(pd.read_csv(run / "steps.csv")) == 2  # 32 chips in batches of 16
+        options = json.loads((run / "config.json").read_text())["config"]
+        assert (options["data.size"], options["optim.freeze"]) == (size, frozen)
+        pictures = {"history.png", "show_batch.png"} | ({"lr_range.png"} if frozen else set())
+        assert {path.name for path in run.glob("*.png")} == pictures
+        for picture in pictures:
+            assert Image.open(run / picture).convert("L").getextrema() == (0, 255)
+    assert len(pd.read_csv(runs[0] / "lr_range.csv")) > 1
+    predictions = pd.read_csv(runs[-1] / "predictions.csv")
+    assert len(predictions) == 5
+    scores = json.loads((runs[-1] / "metrics.json").read_text())
+    assert scores["chips"] == 8
+    assert list(predictions.columns[2:]) == list(scores["per_class"])
+    assert scores["checkpoint"] == "latest"
+    assert output.splitlines()[-1] == "runs/demo/stage2_256/report.html: open it in a browser"
+    page = (runs[-1] / "report.html").read_text()
+    assert "stage1 → stage2 → stage1_256 → stage2_256" in page
+    assert 'class="missing"' not in page
+
+    commands.journey(config, shrunk)  # finished stages are not repeated
+    assert capsys.readouterr().out.count("this stage is finished") == 4
+
+    (runs[1] / "history.png").unlink()  # as after a kill between the last step and the picture
+    commands.journey(config, shrunk)
+    assert (runs[1] / "history.png").exists()

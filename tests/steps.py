@@ -1,0 +1,38 @@
+"""Training steps on one batch of noise, for the tests that compare numbers of devices."""
+
+import functools
+
+import jax
+import numpy as np
+
+from planet_jax.model import classifier
+from planet_jax.train.steps import create_state, make_train_step, to_devices
+
+CLASSES = 3  # those of small_config, to compile the same functions
+
+
+@functools.cache
+def start_weights(network):
+    """Return fresh weights, as numpy arrays."""
+    return jax.tree.map(np.asarray, classifier.init(CLASSES, 0, network))
+
+
+@functools.cache
+def one_batch():
+    """Return 16 chips of 64 px and their targets."""
+    rng = np.random.default_rng(0)
+    chips = rng.integers(0, 256, (16, 64, 64, 3)).astype(np.uint8)
+    return {"chips": chips, "targets": (rng.random((16, CLASSES)) < 0.4).astype(np.uint8)}
+
+
+def take_steps(network, devices, n, norm="global", lr=1e-3):
+    """Take n frozen steps; return the state and the losses."""
+    model = classifier.build(CLASSES, network, norm)
+    step = make_train_step(model, True, 1e-2, tuple(jax.devices()[:devices]))
+    state, losses = create_state(start_weights(network), True), []
+    batch = {name: to_devices(array, devices) for name, array in one_batch().items()}
+    rates = {"lr": np.full(3, lr, np.float32), "beta1": np.asarray(0.9, np.float32)}
+    for _ in range(n):
+        state, loss = step(state, batch, rates, jax.random.key(3))
+        losses.append(float(loss))
+    return state, losses

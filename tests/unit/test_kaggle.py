@@ -1,0 +1,486 @@
+"""Fetch with the real kaggle package from a fake of Kaggle's servers."""
+
+import errno
+import random
+import re
+import shutil
+import tarfile
+import types
+
+import py7zr
+import pytest
+
+from planet_jax.data import kaggle as downloads
+from planet_jax.runtime.errors import BadInput
+from tests.kaggle_server import (
+    ADDITIONAL,
+    FILES_OF_2017,
+    MIRROR,
+    SLUG,
+    TEST,
+    TRAIN,
+    archive_of,
+    in_folder,
+    seven_of,
+    table,
+    tar_of,
+    tree,
+    zip_of,
+)
+
+WHOLE = {"train_v2.csv": table(TRAIN)} | in_folder("train-jpg", TRAIN)
+WHOLE_TEST = {
+    **WHOLE,
+    "sample_submission_v2.csv": table(TEST | ADDITIONAL),
+    **in_folder("test-jpg", TEST),
+    **in_folder("test-jpg-additional", ADDITIONAL),
+}
+
+
+def refused(root, **options):
+    """Fetch, and return the one-line message of its BadInput."""
+    with pytest.raises(BadInput) as caught:
+        downloads.fetch(root, **options)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_train_only(kaggle, tmp_path, capsys):
+    root = tmp_path / "new" / "planet"
+    downloads.fetch(root)
+    assert tree(root) == WHOLE
+    assert {name for name, _ in kaggle.gets} == {"train_v2.csv.zip", "train-jpg.tar.7z"}
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "downloading train-jpg.tar.7z" in err
+    assert "unpacking train-jpg: 8/8 chips" in err
+    assert not list(root.glob(".*"))
+
+
+def test_with_test_chips_then_nothing_to_do(kaggle, tmp_path):
+    downloads.fetch(tmp_path, test=True)
+    assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("home")} == WHOLE_TEST
+    calls = len(kaggle.calls)
+    downloads.fetch(tmp_path, test=True)
+    assert len(kaggle.calls) == calls
+
+
+def test_downloads_only_what_is_missing(kaggle, tmp_path):
+    root = tmp_path / "planet"
+    downloads.fetch(root)
+    kaggle.gets.clear()
+    shutil.rmtree(root / "train-jpg")
+    downloads.fetch(root)
+    assert tree(root) == WHOLE
+    assert {name for name, _ in kaggle.gets} == {"train-jpg.tar.7z"}
+
+
+@pytest.mark.parametrize(
+    ("csv", "inside"),
+    [
+        ("train_v2.csv/train_v2.csv", None),
+        ("train_v2.csv/train_v2.csv.zip", "train_v2.csv"),
+        ("train_v2.csv", None),
+        ("train_v2.csv", "train_v2.csv"),  # zipped for the download
+        ("planet/train_v2.csv.zip", "planet/train_v2.csv"),
+    ],
+)
+@pytest.mark.parametrize("page", [1, 200])
+def test_spellings(kaggle, tmp_path, csv, inside, page):
+    files = dict(FILES_OF_2017)
+    del files["train_v2.csv.zip"]
+    files["train-jpg.tar.7z/train-jpg.tar"] = tar_of(in_folder("./train-jpg", TRAIN))
+    del files["train-jpg.tar.7z"]
+    files[csv] = table(TRAIN) if inside is None else zip_of({inside: table(TRAIN)})
+    kaggle.sources[SLUG], kaggle.page = files, page
+    downloads.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+def unpacked(root="planet/planet"):
+    """Single chips, as real mirrors have them: Kaggle unpacks uploads."""
+    return {f"{root}/{path}": content for path, content in WHOLE_TEST.items()}
+
+
+@pytest.mark.parametrize("chips_are", ["not listed", "listed and gone"])
+@pytest.mark.parametrize("mirror_is", ["archives", "unpacked"])
+def test_mirror(kaggle, tmp_path, capsys, chips_are, mirror_is):
+    names = {name for name in FILES_OF_2017 if name.endswith("7z")}
+    if chips_are == "not listed":
+        csvs = {n: c for n, c in FILES_OF_2017.items() if n not in names}
+        kaggle.sources[SLUG] = csvs
+    else:
+        kaggle.gone = names
+    assert "data.kaggle_mirror" in refused(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == {"train_v2.csv": table(TRAIN)}
+    kaggle.gone = set()
+    kaggle.sources[SLUG] = {n: c for n, c in FILES_OF_2017.items() if n not in names}
+    kaggle.sources[MIRROR] = dict(FILES_OF_2017) if mirror_is == "archives" else unpacked()
+    downloads.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
+    assert tree(tmp_path / "planet") == WHOLE_TEST
+    assert not (tmp_path / "planet" / ".downloads").exists()
+    assert "train-jpg.tar.7z" in capsys.readouterr().err
+    if mirror_is == "unpacked":
+        assert [name for name, _ in kaggle.gets].count("*archive.zip") == 1
+
+
+def test_competition_of_unpacked_chips(kaggle, tmp_path):
+    kaggle.sources[SLUG] = unpacked("data")
+    downloads.fetch(tmp_path / "planet", test=True)
+    assert tree(tmp_path / "planet") == WHOLE_TEST
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_mirror_alone_has_everything(kaggle, tmp_path, code):
+    kaggle.refuse["ListDataFiles"] = (code, "no")
+    kaggle.sources[MIRROR] = unpacked()
+    downloads.fetch(tmp_path / "planet", test=True, mirror=MIRROR)
+    assert tree(tmp_path / "planet") == WHOLE_TEST
+
+
+def test_long_listings_are_not_read_to_the_end(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "MANY", 4)
+    kaggle.page = 2
+    kaggle.sources[SLUG] = {}
+    kaggle.sources[MIRROR] = unpacked()
+    downloads.fetch(tmp_path / "planet", mirror=MIRROR)
+    assert tree(tmp_path / "planet") == WHOLE
+    assert [call for call, _ in kaggle.calls].count("ListDatasetFiles") == 2
+
+
+@pytest.mark.parametrize("by_hand", ["7z", "tar", "zip", "folder", "7z and csv.zip"])
+def test_files_placed_by_hand(kaggle, tmp_path, by_hand):
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    match by_hand:
+        case "7z":
+            (root / "train-jpg.tar.7z").write_bytes(archive_of("train-jpg", TRAIN))
+        case "tar":
+            (root / "train-jpg.tar").write_bytes(tar_of(in_folder("train-jpg", TRAIN)))
+        case "zip":
+            (root / "train-jpg.zip").write_bytes(zip_of(in_folder("train-jpg", TRAIN)))
+        case "folder":
+            (root / "train-jpg").mkdir()
+            for name, chip in TRAIN.items():
+                (root / "train-jpg" / name).write_bytes(chip)
+        case _:
+            (root / "train_v2.csv").unlink()
+            (root / "train_v2.csv.zip").write_bytes(zip_of({"train_v2.csv": table(TRAIN)}))
+            (root / "train-jpg.tar.7z").write_bytes(archive_of("train-jpg", TRAIN))
+    before = tree(root)
+    downloads.fetch(root)
+    assert tree(root) == before | WHOLE  # the archive is kept
+    assert kaggle.calls == []
+
+
+def test_all_test_chips_in_one_folder_by_hand(kaggle, tmp_path):
+    root = tmp_path / "planet"
+    for path, content in WHOLE_TEST.items():
+        file = root / path.replace("test-jpg-additional", "test-jpg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    before = tree(root)
+    downloads.fetch(root, test=True)
+    assert tree(root) == before
+    assert kaggle.calls == []
+
+
+def test_incomplete_folder_by_hand(kaggle, tmp_path):
+    root = tmp_path / "planet"
+    downloads.fetch(root)
+    for i in (1, 3, 4, 5, 6):
+        (root / "train-jpg" / f"train_{i}.jpg").unlink()
+    line = refused(root)
+    assert "5 of the CSV's 8 chips are missing (train_1.jpg, train_3.jpg, train_4.jpg and 2" in line
+    assert "delete it" in line
+    assert len(tree(root)) == 4  # the user's files are kept
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "expected"),
+    [
+        ("ListDataFiles", 401, "set KAGGLE_API_TOKEN"),
+        ("ListDataFiles", 403, f"accept the rules at https://www.kaggle.com/c/{SLUG}/rules"),
+        ("ListDataFiles", 404, f"Kaggle has no {SLUG}"),
+        ("ListDataFiles", 429, "later"),
+        ("ListDataFiles", 500, "later"),
+        ("DownloadDataFile", 401, "set KAGGLE_API_TOKEN"),
+        ("DownloadDataFile", 403, f"accept the rules at https://www.kaggle.com/c/{SLUG}/rules"),
+        ("DownloadDataFile", 404, "Kaggle has no train_v2.csv.zip"),
+        ("DownloadDataFile", 503, "later"),
+    ],
+)
+def test_refusals(kaggle, tmp_path, call, code, expected):
+    kaggle.refuse[call] = (code, "You must accept\nthis competition's rules")
+    assert expected in refused(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == {}
+    kaggle.refuse.clear()
+    downloads.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+def test_private_mirror(kaggle, tmp_path):
+    kaggle.sources[SLUG] = {}
+    kaggle.refuse["ListDatasetFiles"] = (403, "no")
+    line = refused(tmp_path / "planet", mirror=MIRROR)
+    assert f"refuses {MIRROR} (403): see https://www.kaggle.com/datasets/{MIRROR}" in line
+
+
+@pytest.mark.parametrize("call", ["ListDataFiles"])
+def test_answer_is_a_web_page(kaggle, tmp_path, call):
+    kaggle.odd.add(call)
+    assert "cannot be read" in refused(tmp_path / "planet")
+
+
+def test_no_credentials(kaggle, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("KAGGLE_KEY")
+    assert "no Kaggle credentials" in refused(tmp_path / "planet")
+    assert capsys.readouterr().out == ""
+    assert kaggle.calls == []
+
+
+def test_access_token(kaggle, tmp_path, monkeypatch):
+    monkeypatch.delenv("KAGGLE_KEY")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_secret")
+    downloads.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+    kaggle.refuse["IntrospectToken"] = (404, "expired")
+    assert "no Kaggle credentials, or expired" in refused(tmp_path / "other")
+
+
+def test_network_down(kaggle, tmp_path, monkeypatch):
+    import kagglesdk.kaggle_env
+
+    prod = kagglesdk.kaggle_env.KaggleEnv.PROD
+    monkeypatch.setitem(kagglesdk.kaggle_env._env_to_endpoint, prod, "http://127.0.0.1:9")
+    assert "the network or Kaggle is down" in refused(tmp_path / "planet")
+    assert not (tmp_path / "planet").exists()
+
+
+@pytest.mark.parametrize("options", [{"competition": "../up"}, {"competition": ""}])
+@pytest.mark.parametrize("mirror", ["", "slug", "a/b/c", "https://x/y", "a/..", "../a"])
+def test_bad_options(tmp_path, options, mirror):
+    refused(tmp_path, mirror=mirror, **options)
+    if mirror:
+        assert "data.kaggle_mirror" in refused(tmp_path, mirror=mirror)
+
+
+def big(kaggle):
+    """Serve an archive of several of the 1 MB pieces in which the kaggle package writes."""
+    chips = TRAIN | {"train_0.jpg": random.Random(0).randbytes(5 * 2**20)}
+    kaggle.sources[SLUG]["train-jpg.tar.7z"] = archive_of("train-jpg", chips)
+    return {"train_v2.csv": table(TRAIN)} | in_folder("train-jpg", chips)
+
+
+def test_broken_connection_is_resumed_by_the_package(kaggle, tmp_path):
+    expected = big(kaggle)
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    kaggle.breaks = 2
+    downloads.fetch(root)
+    assert tree(root) == expected
+    assert [start for _, start in kaggle.gets][1] > 2**20
+
+
+def test_download_is_resumed_by_the_next_run(kaggle, tmp_path):
+    expected = big(kaggle)
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    kaggle.breaks = 6
+    assert "run again to continue" in refused(root)
+    assert not (root / "train-jpg").exists()
+    kaggle.gets.clear()
+    downloads.fetch(root)
+    assert tree(root) == expected
+    assert kaggle.gets[-1][1] > 2**20
+
+
+def test_part_of_another_version_is_not_resumed(kaggle, tmp_path):
+    big(kaggle)
+    kaggle.breaks = 7
+    refused(tmp_path / "planet")
+    kaggle.sources[SLUG] = dict(FILES_OF_2017)
+    downloads.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+def test_listed_size_differs(kaggle, tmp_path):
+    kaggle.sizes["train-jpg.tar.7z"] = 10
+    assert "10 are listed" in refused(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == {"train_v2.csv": table(TRAIN)}
+
+
+@pytest.mark.parametrize("free", [0, 1000, 8000])
+def test_disk_too_small(kaggle, tmp_path, monkeypatch, free):
+    usage = types.SimpleNamespace(free=free)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage)
+    root = tmp_path / "planet"
+    line = refused(root)
+    assert "0.00 GB are free" in line
+    assert "config.data.root to another folder" in line
+    assert not (root / "train-jpg").exists()
+    monkeypatch.undo()
+
+
+def test_disk_full_while_unpacking(kaggle, tmp_path, monkeypatch):
+    root = tmp_path / "planet"
+
+    def extract(self, member, out, filter):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", extract)
+    assert "No space left on device" in refused(root)
+    assert set(tree(root)) == {"train_v2.csv", ".downloads/train-jpg.tar.7z"}
+    assert [path.name for path in root.iterdir() if ".tmp" in path.name] == []
+
+
+def test_root_is_a_file(kaggle, tmp_path):
+    (tmp_path / "planet").write_text("")
+    assert "config.data.root to another folder" in refused(tmp_path / "planet")
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
+
+
+GOOD = archive_of("train-jpg", TRAIN)
+
+
+def hostile(path, kind=tarfile.REGTYPE, link=""):
+    """Return an archive whose last entry is hostile."""
+    chips = tar_of(in_folder("train-jpg", TRAIN))
+    end = 1024 * len(TRAIN)  # a header and a chip of less than 512 bytes
+    return seven_of({"train-jpg.tar": chips[:end] + tar_of({path: b"x"}, kind, link)})
+
+
+BAD_ARCHIVES = {
+    "empty": (b"", "chips are missing|damaged"),
+    "text": (b"<html>sign in</html>" * 100, "damaged"),
+    "cut": (GOOD[:-200], "damaged"),
+    "damaged": (flipped(GOOD, len(GOOD) // 2), "damaged"),
+    "damaged header": (flipped(GOOD, 20), "damaged"),
+    "no tar": (seven_of({"readme.txt": b"x"}), "one .tar was expected"),
+    "two tars": (seven_of({"a.tar": tar_of({}), "b.tar": tar_of({})}), "one .tar was expected"),
+    "no real tar": (seven_of({"train-jpg.tar": b"x" * 2000}), "damaged"),
+    "cut tar": (
+        seven_of({"train-jpg.tar": tar_of(in_folder("train-jpg", TRAIN))[:2100]}),
+        "missing|damaged",
+    ),
+    "other archive": (archive_of("test-jpg", TEST), "only train-jpg"),
+    "too few": (
+        archive_of("train-jpg", dict(list(TRAIN.items())[:6])),
+        r"2 of the CSV's 8 chips are missing \(train_6.jpg, train_7.jpg\)",
+    ),
+    "up": (hostile("train-jpg/../../evil.jpg"), "only train-jpg"),
+    "up at once": (hostile("../evil.jpg"), "only train-jpg"),
+    "dots": (hostile("train-jpg/.."), "only train-jpg"),
+    "absolute": (hostile("/tmp/evil.jpg"), "only train-jpg"),
+    "deeper": (hostile("train-jpg/deep/evil.jpg"), "only train-jpg"),
+    "symlink": (hostile("train-jpg/evil.jpg", tarfile.SYMTYPE, "/etc/passwd"), "only train-jpg"),
+    "folder link": (hostile("train-jpg", tarfile.SYMTYPE, "/tmp"), "only train-jpg"),
+    "hard link": (hostile("train-jpg/evil.jpg", tarfile.LNKTYPE, "/etc/passwd"), "only train-jpg"),
+    "device": (hostile("train-jpg/evil.jpg", tarfile.CHRTYPE), "only train-jpg"),
+    "pipe": (hostile("train-jpg/evil.jpg", tarfile.FIFOTYPE), "only train-jpg"),
+    "zip up": (zip_of({"train-jpg/../evil.jpg": b"x"}), "leave the folder"),
+    "zip absolute": (zip_of({"/train-jpg/evil.jpg": b"x"}), "leave the folder"),
+    "other zip": (zip_of({"readme.txt": b"x"}), "8 of the CSV's 8"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_ARCHIVES)
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_bad_archives(kaggle, tmp_path, which, by_hand):
+    content, expected = BAD_ARCHIVES[which]
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    left = {"train_v2.csv": table(TRAIN)}
+    if by_hand:
+        (root / "train-jpg.tar.7z").write_bytes(content)
+        left["train-jpg.tar.7z"] = content
+    else:
+        kaggle.sources[SLUG]["train-jpg.tar.7z"] = content
+        if not content:
+            kaggle.served["train-jpg.tar.7z"] = b" "
+    line = refused(root)
+    assert re.search(expected, line)
+    assert ("replace it" if by_hand else "run again") in line
+    assert tree(root) == left
+    assert not list(tmp_path.rglob("evil*"))
+    assert {path.name for path in root.iterdir()} - {".downloads"} == set(left)
+
+
+def test_symlinked_tar_in_the_7z(kaggle, tmp_path):
+    (tmp_path / "outside.tar").write_bytes(tar_of(in_folder("train-jpg", TRAIN)))
+    (tmp_path / "train-jpg.tar").symlink_to("outside.tar")
+    root = tmp_path / "planet"
+    root.mkdir()
+    (root / "train_v2.csv").write_bytes(table(TRAIN))
+    with py7zr.SevenZipFile(root / "train-jpg.tar.7z", "w") as seven:
+        seven.write(tmp_path / "train-jpg.tar", "train-jpg.tar")
+    assert "one .tar was expected" in refused(root)
+
+
+def test_macos_files_are_ignored(kaggle, tmp_path):
+    extra = {"._train-jpg": b"x", "train-jpg/._train_0.jpg": b"x", "train-jpg/.DS_Store": b"x"}
+    content = seven_of({"train-jpg.tar": tar_of(extra | in_folder("train-jpg", TRAIN))})
+    kaggle.sources[SLUG]["train-jpg.tar.7z"] = content
+    downloads.fetch(tmp_path / "planet")
+    assert tree(tmp_path / "planet") == WHOLE
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flipped_bytes(tmp_path, seed):
+    """With any bytes wrong, fetch raises BadInput or the chips are right."""
+    rng = random.Random(seed)
+    content = GOOD
+    for _ in range(rng.choice([1, 1, 5, 50])):
+        near_header = rng.randrange(40) if seed % 3 == 0 else -1 - rng.randrange(120)
+        content = flipped(content, near_header if seed % 3 else rng.randrange(len(content)))
+    (tmp_path / "train_v2.csv").write_bytes(table(TRAIN))
+    (tmp_path / "train-jpg.tar.7z").write_bytes(content)
+    try:
+        downloads.fetch(tmp_path)
+    except BadInput:
+        assert not (tmp_path / "train-jpg").exists()
+    else:
+        assert tree(tmp_path) == WHOLE | {"train-jpg.tar.7z": content}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "not a table"),
+        (b"image_name,tags\n", "not a table"),
+        (b"<html>sign in</html>", "not a table"),
+        (b"a,b\n1,2\n", "not a table"),
+        (b"image_name,tags\ntrain_0\n", "not a table"),
+        (b"image_name,tags\n\xff\xfe,clear\n", "damaged"),
+        (zip_of({"other.csv": b"x"}), "train_v2.csv was expected"),
+        (zip_of({"train_v2.csv": b"x,y"}), "not a table"),
+        (flipped(zip_of({"train_v2.csv": table(TRAIN)}), 60), "damaged"),
+    ],
+)
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_bad_tables(kaggle, tmp_path, content, expected, by_hand):
+    root = tmp_path / "planet"
+    root.mkdir()
+    if by_hand:
+        (root / "train_v2.csv.zip").write_bytes(content)
+    else:
+        kaggle.sources[SLUG]["train_v2.csv.zip"] = content
+        if not content:
+            kaggle.served["train_v2.csv.zip"] = b" "
+    assert expected in refused(root)
+    assert not (root / "train_v2.csv").exists()
+
+
+def test_bad_table_by_hand(kaggle, tmp_path):
+    (tmp_path / "train_v2.csv").write_bytes(b"a,b\n1,2\n")
+    line = refused(tmp_path)
+    assert "train_v2.csv" in line
+    assert "replace it" in line

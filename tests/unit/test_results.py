@@ -1,0 +1,220 @@
+"""Test evaluate and predict on a small run: files, decisions, views, ensembles, a submission."""
+
+import ast
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from planet_jax import commands
+from planet_jax.data import loader
+from planet_jax.data.labels import read_labels, split
+from planet_jax.data.prepare import prepare
+from planet_jax.results import inference
+from planet_jax.runtime.errors import BadInput
+from planet_jax.train.stage import make_stage
+from planet_jax.train.start import find_start
+from planet_jax.train.validate import compute_logits
+from tests.support import ROOT, small_config, write_chips
+from tests.trained_run import SKY, write_trained_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on chips that have weather: 32 to train on, 8 to validate."""
+    folder = tmp_path_factory.mktemp("results")
+    write_chips(folder / "root", SKY)
+    write_trained_run(small_config(folder))
+    return folder
+
+
+def read(path):
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def test_evaluate_prints_a_table_and_writes_files(run, capsys):
+    commands.evaluate(small_config(run))
+    assert "highest expected F2, calibrated, weather rule" in capsys.readouterr().out
+    metrics = json.loads((run / "run" / "metrics.json").read_text())
+    assert len(metrics["decisions"]) == 10
+    for name in ("valid_loss", "accuracy_thresh", "fbeta"):
+        low, high = metrics["intervals"][name]
+        assert low <= metrics[name] <= high
+        assert low < high
+    assert metrics["decision"]["fbeta"] == metrics["fbeta"] == metrics["decisions"][0]["fbeta"]
+    assert set(metrics["per_class"]["water"]) == {
+        "precision", "recall", "fbeta", "average_precision", "support", "brier", "intervals",
+    }  # fmt: skip
+    assert sum(b["entries"] for b in metrics["reliability"]["raw"]["bins"]) == 8 * 6
+    chips, mistakes = read(run / "run" / "chips.csv"), read(run / "run" / "mistakes.csv")
+    labels = read_labels(run / "root")
+    assert sorted(chips["image_name"]) == sorted(labels.names[i] for i in split(40, 0.2, 42)[1])
+    assert chips["loss"].is_monotonic_decreasing
+    assert chips["loss"].mean() == pytest.approx(metrics["valid_loss"], rel=1e-6)
+    assert chips["fbeta"].mean() == pytest.approx(metrics["fbeta"], abs=1e-6)
+    wrong = chips[chips["tags"] != chips["predicted"]]
+    pd.testing.assert_frame_equal(mistakes, wrong.reset_index(drop=True))
+    missed = sum(
+        swap["chips"] for swap in metrics["co_occurrence"]["swaps"] if swap["missed"] == "water"
+    )
+    by_hand = sum(
+        len(set(row.predicted.split()) - set(row.tags.split()))
+        for row in chips.itertuples()
+        if "water" in set(row.tags.split()) - set(row.predicted.split())
+    )
+    assert missed == by_hand
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score.decision_rule": "per_class"},
+        {"score.decision_rule": "expected_f2", "score.calibrate": True, "score.weather_rule": True},
+    ],
+)
+def test_predict_uses_the_decision_that_evaluate_fitted(run, options):
+    commands.evaluate(small_config(run, **options))
+    stored = json.loads((run / "run" / "decisions.json").read_text())
+    options = options | {"predict.folder": str(run / "root" / "train-jpg")}
+    commands.predict(small_config(run, **options))
+    table = read(run / "run" / "predictions.csv")
+    classes = list(stored["thresholds"])
+    assert list(table.columns) == ["image_name", "tags", *classes]
+    for row in table.to_dict("records"):
+        tags = row["tags"].split()
+        if options["score.decision_rule"] == "per_class":
+            assert tags == [c for c in classes if row[c] > stored["thresholds"][c]]
+        else:
+            assert len({"clear", "cloudy", "haze", "partly_cloudy"} & set(tags)) == 1
+            assert tags == ["cloudy"] or "cloudy" not in tags
+    with pytest.raises(BadInput, match=r"threshold was 0\.2 and is 0\.3; run evaluate with these"):
+        commands.predict(small_config(run, **options | {"score.threshold": 0.3}))
+
+
+def test_mistakes_can_be_trained_on(run, tmp_path):
+    options = {"score.split": "train", "score.threshold": 0.5}
+    commands.evaluate(small_config(run, **options))
+    mistakes = run / "run" / "mistakes_train.csv"
+    names = set(read(mistakes)["image_name"])
+    assert len(names) >= 8
+    config = small_config(
+        run, init_from=str(run / "run"), workdir=str(tmp_path / "again"),
+        **{"data.subset": str(mistakes)},
+    )  # fmt: skip
+    next_stage = make_stage(config, prepare(config.data, config.sample))
+    chosen = {next_stage.data.labels.names[row] for row in next_stage.train_rows}
+    assert chosen == names
+    assert find_start(config).checkpoint.run == run / "run"
+    with pytest.raises(BadInput, match=r"names no chip that is trained on.*score\.split=train"):
+        make_stage(
+            small_config(run, **{"data.subset": str(run / "run" / "chips.csv")}), next_stage.data
+        )
+
+
+def test_fastai_views_follow_fastais_source(run):
+    """0.4 of the plain chip + 0.6 of eight zoomed corners, four of them flipped, augmented."""
+    config = small_config(run, **{"score.test_time_augmentation": "fastai", "data.decoded": False})
+    stage = make_stage(config, prepare(config.data, config.sample))
+    (model,) = inference.load_models(config, inference.open_runs(config))
+    source = inference.dataset_source(stage.data, stage.valid_rows)
+    logits = inference.ensemble_logits([model], source, 8, "scoring")
+    chips = stage.data.chips[stage.valid_rows]
+
+    def p(pixels):
+        parts = [{"chips": pixels[i : i + 4]} for i in (0, 4)]
+        logits = compute_logits(stage.predict_step, model.variables, parts, 8, "by hand")
+        return 1 / (1 + np.exp(-logits))
+
+    views = []
+    for i in range(8):
+        rng = loader.named_rng(0, "tta", i)
+        drawn = loader.draw(rng, 8, 10.0, 1.05, 0.1, 0.75)
+        drawn.zoom[:], drawn.row_pct[:], drawn.col_pct[:] = 1.35, i % 2, i // 2 % 2
+        pixels = loader.render(chips, drawn, 32)
+        views.append(p(pixels[:, :, ::-1] if i >= 4 else pixels))
+    expected = 0.4 * p(loader.render(chips, None, 32)) + 0.6 * np.mean(views, 0)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ensemble_members_keep_their_own_size(run, tmp_path):
+    other = small_config(run, workdir=str(tmp_path / "other"), seed=1, **{"data.size": 64})
+    write_trained_run(other)
+    folder = {"predict.folder": str(run / "root" / "train-jpg")}
+    tables = {}
+    for name, config in {
+        "a": small_config(run, **folder),
+        "b": small_config(run, workdir=other.workdir, **folder, **{"data.size": 64}),
+        "both": small_config(
+            run, workdir=str(tmp_path / "both"), **folder,
+            **{"score.ensemble": (str(run / "run"), other.workdir)},
+        ),
+    }.items():  # fmt: skip
+        commands.predict(config)
+        tables[name] = read(f"{config.workdir}/predictions.csv").iloc[:, 2:]
+    mean = (tables["a"] + tables["b"]) / 2
+    np.testing.assert_allclose(tables["both"], mean, atol=2e-6)
+    assert np.abs(tables["a"] - tables["b"]).to_numpy().max() > 1e-3
+    commands.evaluate(config)
+    assert json.loads((tmp_path / "both" / "metrics.json").read_text())["chips"] == 8
+    elsewhere = small_config(run, workdir=str(tmp_path / "x"), **{"data.split_seed": 7})
+    elsewhere.score.ensemble = (str(run / "run"),)
+    with pytest.raises(BadInput, match="with other chips, labels, split or subset"):
+        commands.evaluate(elsewhere)
+
+
+def test_submission_has_the_rows_of_the_sample_in_its_order(run, tmp_path):
+    root = write_chips(tmp_path / "root", SKY)
+    for folder, names in {
+        "test-jpg": ["test_10", "test_2", "test_0"],
+        "test-jpg-additional": ["file_1", "file_0"],
+    }.items():
+        (root / folder).mkdir()
+        for name in names:
+            Image.new("RGB", (64, 64), (90, 120, 60)).save(root / folder / f"{name}.jpg")
+
+    def submit():
+        config = small_config(run, **{"predict.submission": True, "data.root": str(root)})
+        commands.predict(config)
+        return read(run / "run" / "submission.csv")
+
+    by_number = submit()
+    assert list(by_number.columns) == ["image_name", "tags"]
+    assert by_number["image_name"].tolist() == ["test_0", "test_2", "test_10", "file_0", "file_1"]
+    sample = root / "sample_submission_v2.csv"
+    sample.write_text("image_name,tags\nfile_1,primary\ntest_2,primary\ntest_0,primary\n")
+    by_sample = submit()
+    assert by_sample["image_name"].tolist() == ["file_1", "test_2", "test_0"]
+    tags = read(run / "run" / "predictions.csv").set_index("image_name")["tags"]
+    assert len(tags) == 5
+    assert by_sample["tags"].tolist() == [tags[name] for name in by_sample["image_name"]]
+    sample.write_text("image_name,tags\ntest_0,\ntest_7,\nfile_3,\n")
+    with pytest.raises(BadInput, match="2 of its chips are missing: test_7, file_3"):
+        submit()
+
+
+def test_missing_decisions_or_weather_are_refused(run, tmp_path):
+    folder = {"predict.folder": str(run / "root" / "train-jpg")}
+    (run / "run" / "decisions.json").unlink(missing_ok=True)
+    with pytest.raises(BadInput, match=r"decisions\.json: does not exist; run evaluate first"):
+        commands.predict(small_config(run, **folder, **{"score.calibrate": True}))
+    no_weather = small_config(tmp_path, workdir=str(run / "run"), **{"score.weather_rule": True})
+    with pytest.raises(BadInput, match="no clear, partly_cloudy, haze and cloudy"):
+        commands.evaluate(no_weather)
+
+
+@pytest.mark.parametrize(
+    "module", ["evaluate", "evaluation", "fitted_decisions", "predict", "submission"]
+)
+def test_pure_modules_import_neither_jax_nor_training(module):
+    tree = ast.parse((ROOT / "planet_jax" / "results" / f"{module}.py").read_text())
+    imported = {
+        f"{node.module}.{name.name}" if isinstance(node, ast.ImportFrom) else name.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    impure = ("jax.", "flax", "orbax", "planet_jax.train", "planet_jax.results.inference")
+    assert not [name for name in imported if f"{name}.".startswith(impure)]
