@@ -1,11 +1,10 @@
-"""Four small stages, as the notebook chains them, in the folder that FAULTS_FOLDER names.
+"""Four small stages, as the notebook chains them, in the folder `run` of the working folder.
 
 The network is the tiny one, so that fifty kills do not take a day; FAULTS_NETWORK=whole takes
 ResNet50. All else is the program as it is.
 """
 
 import os
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -15,17 +14,17 @@ STAGES = ("stage1", "stage2", "stage1_256", "stage2_256")
 
 
 def get_config(stage: str = "") -> ConfigDict:
-    folder = Path(os.environ["FAULTS_FOLDER"])
+    """Return the journey, or one of its stages."""
     config = base()
     if not stage:
         config.stages = tuple(f"{__file__}:{name}" for name in STAGES)
         return config
     before = STAGES[: STAGES.index(stage)]
-    config.workdir = str(folder / stage)
-    config.init_from = str(folder / before[-1]) if before else ""
+    config.workdir = f"run/{stage}"
+    config.init_from = f"run/{before[-1]}" if before else ""
     config.checkpoint = "latest"
-    config.data.root = str(folder.parent / "chips")
-    config.data.cache = str(folder / "cache")
+    config.data.root = "chips"
+    config.data.cache = "run/cache"
     config.data.size = 64 if "256" in stage else 32
     config.data.batch_size = 4
     config.model.name = "resnet50" if os.environ.get("FAULTS_NETWORK") == "whole" else "tiny"
@@ -35,5 +34,5 @@ def get_config(stage: str = "") -> ConfigDict:
     config.train.save_every = 3
     config.lr_range.steps = 17
     config.lr_range.in_journey = config.optim.freeze
-    config.predict.folder = str(folder.parent / "chips" / "train-jpg")
+    config.predict.folder = "chips/train-jpg"
     return config

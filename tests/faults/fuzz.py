@@ -1,14 +1,14 @@
 """Fuzz everything that a user provides: it is read, or refused in one line without a traceback.
 
 Each input is drawn from the seed and its number, so any one can be repeated. An input that failed
-once has a test of its own in tests/test_faults.py.
+once has a test of its own in tests/unit/test_faults.py.
 """
 
 import io
 import json
-import shutil
 import string
 import struct
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +24,11 @@ from planet_jax.data import dataset, labels
 from planet_jax.model import weights as torchvision_weights
 from planet_jax.runtime import files
 from planet_jax.runtime.errors import BadInput
-from planet_jax.runtime.files import seal
-from planet_jax.train import checkpoint
+from planet_jax.runtime.files import DIGESTS, find_damage, seal
+from planet_jax.train.checkpoint import CheckpointWriter, require_checkpoint
+from planet_jax.train.log import LogState, Mark, Smooth
+from planet_jax.train.metadata import Metadata, Provenance
+from tests.faults.outcome import Row
 
 Rng = np.random.Generator
 JUNK = [
@@ -138,13 +141,14 @@ def weights(rng: Rng, folder: Path) -> None:
 
 def damaged_checkpoint(rng: Rng, folder: Path) -> None:
     """Read a checkpoint that was damaged after it was sealed: it must be refused."""
-    run = _checkpoint(folder)
-    path = _any_file(run, rng)
+    run, step = _checkpoint(folder)
+    paths = sorted(path for path in step.rglob("*") if path.is_file())
+    path = paths[rng.integers(len(paths))]
     before = path.read_bytes()
     changed = mutate(before, rng) if rng.random() < 0.8 else None
     path.unlink() if changed is None else path.write_bytes(changed)
     try:
-        checkpoint.read_weights(run, "latest")
+        require_checkpoint(run, "latest").arrays("weights")
     except BadInput:
         return
     finally:
@@ -154,32 +158,36 @@ def damaged_checkpoint(rng: Rng, folder: Path) -> None:
 
 def forged_checkpoint(rng: Rng, folder: Path) -> None:
     """Read a checkpoint whose metadata was edited and sealed again."""
-    run = _checkpoint(folder)
-    step = run / "checkpoints" / "latest" / "1"
+    run, step = _checkpoint(folder)
     path = step / "meta" / "metadata"
     before = path.read_bytes()
     path.write_bytes(mutate(before, rng))
+    (step / DIGESTS).unlink()
     seal(step)
+    assert not find_damage(step)
     try:
-        assert isinstance(checkpoint.read_meta(run, "latest"), dict)
+        assert isinstance(require_checkpoint(run, "latest").metadata, Metadata)
     finally:
         path.write_bytes(before)
+        (step / DIGESTS).unlink()
         seal(step)
 
 
-def _any_file(run: Path, rng: Rng) -> Path:
-    step = run / "checkpoints" / "latest" / "1"
-    paths = sorted(path for path in step.rglob("*") if path.is_file())
-    return paths[rng.integers(len(paths))]
-
-
-def _checkpoint(folder: Path) -> Path:
+def _checkpoint(folder: Path) -> tuple[Path, Path]:
+    """Return a run folder and its one checkpoint, which is written when it is missing."""
     run = folder / "run"
     if not run.exists():
+        mark = Mark(0, "")
+        metadata = Metadata(
+            step=1, steps=2, steps_per_epoch=1, epoch_offset=0, classes=("a", "b"), train_chips=4,
+            valid_chips=1, train_fingerprint="", valid_fingerprint="",
+            provenance=Provenance({"a": 1}, {}, None, ["cpu"], 1),
+            log=LogState(mark, mark, Smooth(), 1, 0.5),
+        )  # fmt: skip
         arrays = {"weights": {"params/a": np.arange(9.0)}, "optimizer": {"mu": np.ones(3)}}
-        with checkpoint.Checkpoints(run) as checkpoints:
-            checkpoints.save(1, {"latest": arrays}, {"config": {"a": 1}, "steps": 2})
-    return run
+        with CheckpointWriter(run, resumed_step=0) as writer:
+            writer.save({"latest": arrays}, metadata)
+    return run, run / "checkpoints" / "latest" / "1"
 
 
 SHARES: dict[Callable[[Rng, Path], None], float] = {
@@ -192,7 +200,7 @@ def one(target: Callable[[Rng, Path], None], seed: int, number: int, folder: Pat
     """Try one input; return '' when it is read or refused correctly, else what went wrong."""
     rng = np.random.default_rng([seed, number])
     try:
-        with warnings.catch_warnings(), mock.patch.object(files, "flush"):  # for speed
+        with warnings.catch_warnings(), mock.patch.object(files, "fsync"):  # for speed
             warnings.simplefilter("ignore")
             target(rng, folder)
     except BadInput as error:
@@ -202,20 +210,17 @@ def one(target: Callable[[Rng, Path], None], seed: int, number: int, folder: Pat
     return ""
 
 
-def run(inputs: int, seed: int, home: Path) -> list[tuple[str, int, int, str]]:
-    """Try `inputs` inputs of all kinds; return a row (name, tried, correct, note) of each kind."""
+def run(inputs: int, seed: int, home: Path) -> list[Row]:
+    """Try `inputs` inputs of all kinds; return a row for each kind."""
     rows = []
     for target, share in SHARES.items():
-        folder = home / "fuzz" / target.__name__
-        shutil.rmtree(folder, ignore_errors=True)
+        folder, start_time = home / "fuzz" / target.__name__, time.monotonic()
         folder.mkdir(parents=True)
         count = round(inputs * share)
-        wrong = {}
-        for number in range(count):
-            if problem := one(target, seed, number, folder):
-                wrong[number] = problem
-                if len(wrong) <= 5:
-                    print(f"fuzz {target.__name__} {number}: {problem[:300]}", flush=True)
-        name = target.__name__.replace("_", " ")
-        rows.append((f"junk: {name}", count, count - len(wrong), ""))
+        wrong = {number: p for number in range(count) if (p := one(target, seed, number, folder))}
+        for number, problem in list(wrong.items())[:5]:
+            print(f"fuzz {target.__name__} {number}: {problem[:300]}", flush=True)
+        name = f"junk: {target.__name__.replace('_', ' ')}"
+        rows.append(Row(name, count, count - len(wrong), "", time.monotonic() - start_time))
+        print(rows[-1], flush=True)
     return rows

@@ -1,4 +1,8 @@
-"""The chain of four small stages: run, killed, and compared file by file."""
+"""Start the program in a home folder, stop it, and compare the folders of finished runs.
+
+A home holds `chips` and the run folders of one chain in `run`. The program works in the home and is
+given relative paths, so the runs of every home are equal.
+"""
 
 import os
 import shutil
@@ -13,83 +17,121 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from planet_jax.train import checkpoint
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from conftest import write_chips  # noqa: E402
-
-from tests.faults.chain import STAGES  # noqa: E402
+from planet_jax.train.checkpoint import require_checkpoint
+from tests.faults.chain import STAGES
+from tests.support import ROOT, TIMES
 
 CONFIG = Path(__file__).with_name("chain.py")
-LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips to train on, 4 to validate: 5 steps an epoch
+COMPILED = "compiled"  # the cache of compiled programs, beside the homes
 TIMED = {"history.png", "report.html"}  # they show times
-TIMES = {"steps.csv": ["images_per_second", "input_wait", "save_stall"], "history.csv": ["time"]}
+UNCOMPARED = {".lock", "checkpoints", "config.json"}
+TABLES = {"steps.csv", "history.csv"}
 
 
-@dataclass
+@dataclass(frozen=True)
+class Home:
+    """A folder in which one process of the harness works at a time.
+
+    Attributes:
+      folder: holds `chips`, and `run` while a fault is tried.
+      untouched: the `run` of a chain that nothing has stopped, from another home.
+      seconds: how long that chain took.
+    """
+
+    folder: Path
+    untouched: Path
+    seconds: float
+
+    @property
+    def run(self) -> Path:
+        """The folder of the chain."""
+        return self.folder / "run"
+
+    def clear(self) -> None:
+        """Remove the chain."""
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def copy(self, *names: str) -> None:
+        """Copy parts of the untouched chain; checkpoints, never written in place, are linked."""
+
+        def link_or_copy(source: str, target: str) -> None:
+            (os.link if "/checkpoints/" in source else shutil.copy2)(source, target)
+
+        for name in names:
+            shutil.copytree(self.untouched / name, self.run / name, copy_function=link_or_copy)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+        """Start the journey, or another command, in a process group of its own."""
+        return start(self.folder, *arguments, **environment)
+
+    def problem(self, ended: "Ended") -> str:
+        """Return how the journey failed, or how its chain differs from the untouched one; or ''."""
+        if ended.status or not ended.is_clean:
+            return f"status {ended.status}: {ended.output[-2000:]}"
+        left = [str(p) for p in self.run.rglob("*") if p.name.startswith((".tmp", ".old"))]
+        return ", ".join(differences(self.untouched, self.run) + left)
+
+
+@dataclass(frozen=True)
 class Ended:
-    """A process that has ended: its status (negative: the signal), output and seconds."""
+    """A process that has ended: its status (negative: the signal), output, and seconds it took."""
 
     status: int
     output: str
     seconds: float
 
     @property
-    def clean(self) -> bool:
-        """It ended without a traceback."""
+    def is_clean(self) -> bool:
+        """Whether the output has no traceback."""
         return "Traceback" not in self.output
 
+    @property
+    def last_line(self) -> str:
+        """The last line of the output, shortened."""
+        return (self.output.strip().splitlines() or [""])[-1][:150]
 
-def make_chips(folder: Path, times: int = 1) -> None:
-    if not folder.exists():
-        write_chips(folder, LABELS * times)
 
-
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-    """The journey, or another command, in a process group of its own."""
-    arguments = arguments or ("journey", f"--config={CONFIG}")
+def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Start the journey, or another command, in a home."""
     env = os.environ | {
-        "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "FAULTS_FOLDER": str(folder),
+        "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(home.parent / COMPILED),
         "PYTHONPATH": f"{CONFIG.parent / 'inject'}{os.pathsep}{ROOT}", **environment,
     }  # fmt: skip
+    command = arguments or ("journey", f"--config={CONFIG}")
     return subprocess.Popen(
-        [sys.executable, "-m", "planet_jax.main", *arguments],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "planet_jax.main", *command],
+        cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
 
 
-def start_hosts(folder: Path, stage: str, count: int) -> list[subprocess.Popen]:
-    """So many processes that train one stage together, as on as many hosts."""
+def start_hosts(home: Path, stage: str, count: int = 2) -> list[subprocess.Popen]:
+    """Start processes that train one stage together, as on `count` hosts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        hosts = {"coordinator": f"127.0.0.1:{free.getsockname()[1]}", "count": count}
+        options = {"coordinator": f"127.0.0.1:{free.getsockname()[1]}", "count": count}
+    flags = [f"--config.hosts.{name}={value}" for name, value in options.items()]
     return [
-        start(
-            folder, "train", f"--config={CONFIG}:{stage}",
-            *(f"--config.hosts.{name}={value}" for name, value in {**hosts, "index": i}.items()),
-        )
+        start(home, "train", f"--config={CONFIG}:{stage}", *flags, f"--config.hosts.index={i}")
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def end(process: subprocess.Popen, after: float | None = None, how: int = 0) -> Ended:
-    """Waits; `after` so many seconds it sends the signal `how`. `seconds` count from the signal."""
-    began = time.monotonic()
+    """Wait for a process; if it runs `after` seconds, send it a signal and count from there."""
+    start_time = time.monotonic()
     if after is not None:
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
-            began = time.monotonic()
+            start_time = time.monotonic()
             process.send_signal(how)
     output, _ = process.communicate(timeout=900)
-    return Ended(process.returncode, output, time.monotonic() - began)
+    return Ended(process.returncode, output, time.monotonic() - start_time)
 
 
 def left_running(process: subprocess.Popen) -> bool:
-    """Whether a process of its group is still there."""
+    """Return whether a process of its group still runs."""
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:
@@ -98,58 +140,68 @@ def left_running(process: subprocess.Popen) -> bool:
 
 
 def differences(one: Path, other: Path, stages: Iterable[str] = STAGES) -> list[str]:
-    """What of two folders of finished runs is not the same to the bit; times aside."""
-    found = []
+    """Name the files and arrays of finished runs that differ in any bit; times aside."""
+    different = []
     for stage in stages:
         a, b = one / stage, other / stage
-        names = {p.name for run in (a, b) for p in run.iterdir() if p.name not in (".lock",)}
-        for name in sorted(names - {"checkpoints", "config.json"}):
+        names = {path.name for run in (a, b) for path in run.iterdir()} - UNCOMPARED - TABLES
+        for name in sorted(names):
             if not ((a / name).exists() and (b / name).exists()):
-                found.append(f"{stage}/{name} is in one alone")
-            elif name in TIMES:
-                tables = (
-                    pd.read_csv(run / name, dtype=str).drop(columns=TIMES[name]) for run in (a, b)
-                )
-                if not next(tables).equals(next(tables)):
-                    found.append(f"{stage}/{name}")
+                different.append(f"{stage}/{name} is in one alone")
             elif name not in TIMED and (a / name).read_bytes() != (b / name).read_bytes():
-                found.append(f"{stage}/{name}")
-        for kind, items in (("latest", ("weights", "optimizer")), ("best", ("weights",))):
-            found += [f"{stage}/{kind}: {it}" for it in _checkpoints_differ(a, b, kind, items)]
-    return found
+                different.append(f"{stage}/{name}")
+        different += [f"{stage}/{name}" for name in differences_of_training(a, b)]
+    return different
 
 
-def _checkpoints_differ(a: Path, b: Path, kind: str, items: tuple[str, ...]) -> list[str]:
-    (step, one, _), (step_b, other, _) = (
-        checkpoint._newest(run / "checkpoints" / kind, items) for run in (a, b)
-    )
-    if step != step_b:
-        return [f"step {step} and {step_b}"]
-    return [
-        name
-        for item in items
-        for name in one[item].keys() | other[item].keys()
-        if not np.array_equal(one[item].get(name), other[item].get(name))
-    ]
+def differences_of_training(one: Path, other: Path, first_step: int = 0) -> list[str]:
+    """Name the tables and arrays of two run folders that differ.
+
+    Only rows of steps.csv from `first_step` on are compared.
+    """
+    different = []
+    for name in sorted(TABLES):
+        a, b = (_rows(run / name, first_step) for run in (one, other))
+        different += [] if a.equals(b) else [name]
+    return different + _different_arrays(one, other)
 
 
-def damage(path: Path, rng: np.random.Generator) -> str:
-    """Flips a bit of a file, cuts it short or deletes it; what was done, in words."""
+def _rows(path: Path, first: int) -> pd.DataFrame:
+    """Return the table's text without times, and without steps before `first`."""
+    table = pd.read_csv(path, dtype=str)
+    if "step" in table:
+        table = table[table["step"].astype(int) >= first].reset_index(drop=True)
+    return table.drop(columns=TIMES & set(table.columns))
+
+
+def _different_arrays(one: Path, other: Path) -> list[str]:
+    different = []
+    for kind, items in (("latest", ("weights", "optimizer")), ("best", ("weights",))):
+        a, b = require_checkpoint(one, kind), require_checkpoint(other, kind)
+        if a.metadata.step != b.metadata.step:
+            different.append(f"{kind}: step {a.metadata.step} and {b.metadata.step}")
+            continue
+        first, second = a.arrays(*items), b.arrays(*items)
+        different += [
+            f"{kind}: {name}"
+            for name in first.keys() | second.keys()
+            if not np.array_equal(first.get(name), second.get(name))
+        ]
+    return different
+
+
+def damage(path: Path, rng: np.random.Generator, length: int | None = None) -> str:
+    """Flip a bit of a file, cut it or delete it; return which.
+
+    With `length` the damage is within the first bytes.
+    """
     content = bytearray(path.read_bytes())
     path.unlink()  # it may be a hard link
-    kind = rng.choice(["flipped", "cut", "deleted"])
+    position = int(rng.integers(length or len(content)))
+    kind = str(rng.choice(["flipped", "cut", "deleted"]))
     if kind == "flipped":
-        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        content[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(content)
     elif kind == "cut":
-        path.write_bytes(content[: rng.integers(len(content))])
-    return str(kind)
-
-
-def copy(folder: Path, to: Path) -> None:
-    """Hard links where nothing is written in place, which is the checkpoints alone."""
-
-    def link_or_copy(source: str, target: str) -> None:
-        (os.link if "/checkpoints/" in source else shutil.copy2)(source, target)
-
-    shutil.copytree(folder, to, copy_function=link_or_copy)
+        path.write_bytes(content[:position])
+    return kind

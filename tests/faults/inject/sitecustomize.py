@@ -1,8 +1,8 @@
-"""Faults from within: Python imports this first in every process of the harness.
+"""Faults from within a process; Python imports this module first.
 
-FAULT_CLOCK=SEED   the clock of the wall jumps by days, either way, at every tenth look.
-FAULT_AT=N         at the N-th time that Python opens, makes, renames or removes a file of the run
-FAULT=kill|full    folders (FAULTS_FOLDER), the process is killed, or the disk is full.
+FAULT_CLOCK=SEED   one look in ten at the wall clock makes it jump by days, either way.
+FAULT_AT=N         at the N-th file or folder of `run` that Python opens for writing, makes, renames
+FAULT=kill|full    or removes, kill the process, or raise that the disk is full.
 """
 
 import errno
@@ -12,35 +12,48 @@ import signal
 import sys
 import time
 
-if "FAULT_CLOCK" in os.environ:
-    _now, _random, _shift = time.time, random.Random(int(os.environ["FAULT_CLOCK"])), [0.0]
+REMOVALS = {"os.remove", "os.rmdir", "shutil.rmtree"}
+EVENTS = {"open", "os.mkdir", "os.rename"} | REMOVALS  # of Python's audit hooks
 
-    def _jumping() -> float:
-        if _random.random() < 0.1:
-            _shift[0] = _random.uniform(-1e6, 1e6)
-        return _now() + _shift[0]
 
-    time.time = _jumping
-    time.time_ns = lambda: int(_jumping() * 1e9)
+def jump(seed: int) -> None:
+    """Replace the wall clock."""
+    now, rng, shift = time.time, random.Random(seed), 0.0
 
-if "FAULT_AT" in os.environ:
-    _left = [int(os.environ["FAULT_AT"])]
-    _folder, _fault = os.environ["FAULTS_FOLDER"], os.environ["FAULT"]
-    _events = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+    def jumping() -> float:
+        nonlocal shift
+        if rng.random() < 0.1:
+            shift = rng.uniform(-1e6, 1e6)
+        return now() + shift
 
-    def _hook(event: str, args: tuple) -> None:
-        if event not in _events or not str(args[0]).startswith(_folder):
+    time.time = jumping
+    time.time_ns = lambda: int(jumping() * 1e9)
+
+
+def fail(left: int, fault: str) -> None:
+    """Kill the process, or raise ENOSPC, at the `left`-th event."""
+    folder = os.path.join(os.getcwd(), "run")
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal left
+        if event not in EVENTS or (fault == "full" and event in REMOVALS):
             return
         if event == "open" and not (
             isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
         ):
             return
-        if _fault == "full" and event in {"os.remove", "os.rmdir", "shutil.rmtree"}:
+        if not os.path.abspath(str(args[0])).startswith(folder):
             return
-        _left[0] -= 1
-        if _left[0] == 0:
-            if _fault == "kill":
+        left -= 1
+        if left == 0:
+            if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
 
-    sys.addaudithook(_hook)
+    sys.addaudithook(hook)
+
+
+if "FAULT_CLOCK" in os.environ:
+    jump(int(os.environ["FAULT_CLOCK"]))
+if "FAULT_AT" in os.environ:
+    fail(int(os.environ["FAULT_AT"]), os.environ["FAULT"])

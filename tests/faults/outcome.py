@@ -1,0 +1,76 @@
+"""What a try of a fault showed, and the table of all tries."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.faults.runs import Home
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One try.
+
+    Attributes:
+      problem: what was wrong; '' if nothing was.
+      tried: how many faults the try had.
+      notes: what the table counts.
+      seconds: from the signal to the end of the slowest process.
+    """
+
+    problem: str
+    tried: int = 1
+    notes: Sequence[str] = field(default_factory=list)
+    seconds: float = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table.
+
+    Attributes:
+      name: what is done.
+      count: how many times, by default.
+      attempt: does it once, in a home, with random numbers of this try's own and its number.
+      per_try: faults in one try.
+      is_alone: nothing else may run beside it, because it is timed.
+    """
+
+    name: str
+    count: int
+    attempt: Callable[[Home, Rng, int], Outcome]
+    per_try: int = 1
+    is_alone: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    what: str
+    tried: int
+    right: int
+    figures: str
+    seconds: float
+
+    def __str__(self) -> str:
+        counts = f"{self.tried:>8}{self.right:>8}{self.seconds:>8.0f}"
+        return f"{self.what:<24}{counts}  {self.figures}"
+
+
+HEADER = f"{'what':<24}{'tried':>8}{'right':>8}{'seconds':>8}  figures"
+
+
+def row(what: str, outcomes: Sequence[Outcome], seconds: float) -> Row:
+    """Sum up the tries of one fault, which took `seconds` together."""
+    counts = Counter(note for outcome in outcomes for note in outcome.notes)
+    figures = [f"{count} {note}" for note, count in sorted(counts.items())]
+    if slowest := max(outcome.seconds for outcome in outcomes):
+        figures.append(f"ended within {slowest:.1f} s")
+    right = sum(outcome.tried for outcome in outcomes if not outcome.problem)
+    tried = sum(outcome.tried for outcome in outcomes)
+    return Row(what, tried, right, ", ".join(figures), seconds)

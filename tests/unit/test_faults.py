@@ -1,0 +1,44 @@
+"""A seeded share of `python -m tests.faults`, and what fuzzing has found."""
+
+import subprocess
+import sys
+
+import pytest
+
+from planet_jax import config as options
+from planet_jax.runtime.errors import BadInput
+from tests.faults import fuzz
+from tests.support import ROOT
+
+
+@pytest.mark.parametrize("target", fuzz.SHARES)
+def test_junk_is_taken_or_refused_in_one_line(target, tmp_path):
+    count = round(2000 * fuzz.SHARES[target])
+    wrong = {number: fuzz.one(target, 1, number, tmp_path) for number in range(count)}
+    assert not {number: trouble for number, trouble in wrong.items() if trouble}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optim.lr", (10**400,)),  # passed as a number, and was too large for a float
+        ("data.size", 10**400),
+        ("train.epochs", 10**18),
+        ("init_from", "a\0b"),  # failed where its path was looked at
+    ],
+)
+def test_values_that_fit_nowhere_are_refused(name, value):
+    with pytest.raises(BadInput, match=f"config.{name} = "):
+        options.check(name, value)
+
+
+@pytest.mark.slow
+def test_the_harness(tmp_path):
+    """A share of each fault; the long run is `python -m tests.faults`."""
+    share = ("--kills=6", "--damages=1", "--steps-damages=1", "--full=1", "--lost-hosts=1",
+             "--clocks=1", "--ctrl-c=1", "--steps=0", "--inputs=0")  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.faults", "--home", str(tmp_path), *share],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
