@@ -1,22 +1,32 @@
-# Every target sets itself up: .venv is made from pyproject.toml and constraints.txt, and made anew
-# only when one of them changes.
+# Every target needs .venv, which is built from pyproject.toml and constraints.txt, and again only
+# when one of them changes.
 FITS = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(FITS)' 2>/dev/null && { echo $$p; break; }; done)
 endif
 BIN = .venv/bin
+# Huge pages save the kernel most of the page clearing in each training step on a CPU. glibc reads
+# this when a process starts, so Python cannot set it.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-integration test-all faults lint setup clean
 
 demo: setup
 	@$(BIN)/python -m planet_jax.main journey --config configs/demo.py
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest tests/unit
+
+test-integration: setup
+	@$(BIN)/python -m pytest tests/integration
 
 test-all: lint .venv/compilers
 	@$(BIN)/python -m pytest -m ""
+
+# Every fault of tests/faults: under an hour on two cores.
+faults: setup
+	@$(BIN)/python -m tests.faults
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -33,7 +43,7 @@ setup: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# The compilers of TPUs and GPUs, for preflight's test; they look for devices unless told not to.
+# The compilers of TPUs and GPUs, which the test of preflight needs.
 .venv/compilers: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[preflight]'
 	@touch $@
