@@ -43,7 +43,7 @@ def test_journey(tmp_path, monkeypatch, capsys):
     assert 'class="missing"' not in page
 
     commands.journey(config, shrunk)  # finished stages are not repeated
-    assert capsys.readouterr().out.count("this stage is finished") == 4
+    assert capsys.readouterr().out.count("this run is finished") == 4
 
     (runs[1] / "history.png").unlink()  # as after a kill between the last step and the picture
     commands.journey(config, shrunk)
