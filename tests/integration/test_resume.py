@@ -185,7 +185,7 @@ def test_allowed_changes_are_recorded(trained, copied, capsys):
     with pytest.raises(BadInput, match=r"set train\.allow_changes=True to continue"):
         commands.train(small_config(trained[0], **change))
     commands.train(small_config(trained[0], **change, **{"train.allow_changes": True}))
-    changed = "train.allow_changes: train.epochs, optim.weight_decay changed"
+    changed = "train.allow_changes: optim.weight_decay, train.epochs changed"
     assert changed in capsys.readouterr().err
     recorded = json.loads((run / "config.json").read_text())
     assert recorded["allowed_changes"] == [
