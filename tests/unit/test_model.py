@@ -172,16 +172,18 @@ def test_a_block_in_bfloat16_is_that_in_float32_to_its_rounding(stride):
     def results(precision):
         block = Bottleneck(64, stride, precision=precision)
 
-        def loss(params):
+        def loss(params, x):
             out, changed = block.apply(
                 variables | {"params": params},
-                x.astype(precision.activations),
+                x,
                 train=True,
                 mutable=["batch_stats"],
             )
             return (out.astype(jnp.float32) * weight).sum(), (out, changed["batch_stats"])
 
-        gradients, (out, stats) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        gradients, (out, stats) = jax.jit(jax.grad(loss, has_aux=True))(
+            variables["params"], x.astype(precision.activations)
+        )
         return out, stats, gradients
 
     def close(rtol):
