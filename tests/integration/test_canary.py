@@ -48,7 +48,7 @@ def one_step(precision, variables, batch, devices, freeze, network):
     with jax.enable_x64(precision == "float64"):
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
         model = classifier.build(5, network, precision=precision).clone(dropout=(0.0, 0.0))
-        devices = jax.devices()[:devices]
+        devices = tuple(jax.devices()[:devices])
         batch = {name: to_devices(array, len(devices)) for name, array in batch.items()}
         logits = make_predict_step(model, devices)(variables, batch["chips"])
         step = make_train_step(model, freeze, 1e-2, devices)

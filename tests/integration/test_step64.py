@@ -67,7 +67,7 @@ def test_twenty_steps_are_torchs(expected, start, stage):
     )
     with jax.enable_x64(True):
         model = classifier.build(CLASSES, precision="float64").clone(dropout=(0.0, 0.0))
-        devices, freeze = jax.devices()[:1], stage == "frozen"
+        devices, freeze = tuple(jax.devices()[:1]), stage == "frozen"
         step = make_train_step(model, freeze, 1e-2, devices)
         state = create_state(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), start), freeze)
         losses = []
