@@ -241,9 +241,12 @@ def translate_saved(options: dict[str, Any], source: object = "a saved run") -> 
             f"{source} has the option {unknown[0]}, which this version of planet_jax does not "
             "know; use the version that saved it"
         )
-    defaults = {name: option.default for name, option in OPTIONS.items()}
-    as_json = {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
-    return as_json | saved
+    return {name: as_json(option.default) for name, option in OPTIONS.items()} | saved
+
+
+def as_json(value: Any) -> Any:
+    """Return an option's value as JSON reads it back: a tuple becomes a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def unknown_option(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from planet_jax.config import flatten
+from planet_jax.config import as_json, flatten
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.log import LogState, Mark, Smooth
 
@@ -128,8 +128,3 @@ class Metadata:
             provenance=Provenance(**{name: content[name] for name in names}),
             log=None,
         )
-
-
-def as_json(value: Any) -> Any:
-    """Return an option's value as JSON gives it back: tuples become lists."""
-    return [as_json(item) for item in value] if isinstance(value, tuple | list) else value

@@ -6,10 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from planet_jax.config import flatten, may_change_on_resume, translate_saved
+from planet_jax.config import as_json, flatten, may_change_on_resume, translate_saved
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.progress import notify
-from planet_jax.train.metadata import Metadata, Provenance, as_json
+from planet_jax.train.metadata import Metadata, Provenance
 from planet_jax.train.stage import Stage
 from planet_jax.train.start import Start
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from planet_jax.config import OPTIONS, translate_saved
+from planet_jax.config import OPTIONS, as_json, translate_saved
 from planet_jax.runtime.errors import BadInput
 
 REQUIRED = ("config.json", "history.csv", "steps.csv")  # training writes them at its start
@@ -90,11 +90,6 @@ def command(name: str, options: dict[str, Any]) -> str:
 def differs(name: str, value: Any) -> bool:
     """Return whether an option of config.json differs from its default; unknown ones do not."""
     return name in OPTIONS and bool(value != as_json(OPTIONS[name].default))
-
-
-def as_json(value: Any) -> Any:
-    """Return an option's value as it is after a round trip through JSON."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _missing_file(folder: Path) -> str:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pandas as pd
 
-from planet_jax.config import OPTIONS
+from planet_jax.config import OPTIONS, as_json
 from planet_jax.results.pictures import count
 from planet_jax.results.report import html
-from planet_jax.results.report.run_folder import MissingPart, RunFolder, as_json, differs
+from planet_jax.results.report.run_folder import MissingPart, RunFolder, differs
 
 SAME_F2 = 0.002  # another device may flip labels whose probability is near the threshold
 
