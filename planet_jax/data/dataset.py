@@ -5,7 +5,6 @@ The folder has the competition's layout (`train_v2.csv`, `train-jpg/`) and any v
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +16,7 @@ from planet_jax.data import build
 from planet_jax.data.decode import decode_chip
 from planet_jax.data.labels import CSV, Labels, read_labels
 from planet_jax.runtime.errors import BadInput, first_few
-from planet_jax.runtime.files import atomic_path, lock_folder
+from planet_jax.runtime.files import atomic_path, lock_folder, remove_folder
 from planet_jax.runtime.progress import notify
 
 FOLDER = "train-jpg"
@@ -107,7 +106,7 @@ def _fingerprint(root: Path, files: list[Path], decoded: bool) -> str:
 def _remove_other_folders(parent: Path, kept: Path) -> None:
     for folder in parent.iterdir():
         if folder.is_dir() and folder != kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
 
 class _EncodedChips:

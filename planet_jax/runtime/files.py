@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ DIGESTS = "digests.json"
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path for a file or folder; rename it to `path` when the block succeeds.
 
-    A file is flushed before it replaces an older one, so a power cut leaves one of the two. A
-    folder must not exist yet. A block that raises leaves nothing; what killed processes left is
-    removed.
+    A file is flushed first, so a power cut leaves the older one or the new one. A block that raises
+    changes nothing. Temporary files and folders of killed processes are deleted.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
             if temporary.is_file():
                 fsync(temporary)
-            os.replace(temporary, path)
+            replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def replace(new: Path, path: Path) -> None:
+    """Rename `new` to `path`, and delete an older file or folder of that name."""
+    older = _set_aside(path) if path.is_dir() else None
+    os.replace(new, path)
+    if older:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Rename a folder, then delete it: under its own name a folder is always whole."""
+    shutil.rmtree(_set_aside(folder), ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.rename(folder.with_name(f".old-{uuid.uuid4().hex}-{folder.name}"))
 
 
 def _remove(path: Path) -> None:

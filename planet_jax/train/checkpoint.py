@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ import orbax.checkpoint as ocp
 from planet_jax.runtime import memory
 from planet_jax.runtime.distributed import is_main_process, load_on_main, run_on_main
 from planet_jax.runtime.errors import BadInput, RunFailed, first_few, resource_error
-from planet_jax.runtime.files import find_damage, fsync, seal, write_json
+from planet_jax.runtime.files import find_damage, fsync, remove_folder, replace, seal, write_json
 from planet_jax.runtime.progress import notify
 from planet_jax.train.metadata import Metadata
 
@@ -167,7 +166,7 @@ class CheckpointWriter:
             for kind in self.folder.glob("*"):
                 for step in _steps(kind):
                     if step > resumed_step:
-                        _remove(kind / str(step))
+                        remove_folder(kind / str(step))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._write: Future[None] | None = None
 
@@ -217,7 +216,7 @@ class CheckpointWriter:
             for unfinished in path.parent.glob(".tmp-*"):  # Orbax's threads outlive a failed write
                 shutil.rmtree(unfinished, ignore_errors=True)
             for step in _steps(path.parent)[:-KEEP]:
-                _remove(path.parent / str(step))
+                remove_folder(path.parent / str(step))
         memory.trim()
 
 
@@ -244,9 +243,7 @@ def _write_whole(path: Path, items: dict[str, Flat], metadata: Metadata) -> None
             orbax.save(temporary, args=ocp.args.Composite(**args))
         write_json(temporary / "meta" / "metadata", metadata.to_json())
         seal(temporary)
-        if path.exists():  # saved before its epoch was scored; kept until its successor is whole
-            _remove(path)
-        os.replace(temporary, path)
+        replace(temporary, path)  # of a checkpoint that was saved before its epoch was scored
     fsync(path.parent)
 
 
@@ -274,10 +271,3 @@ def _checkpointer() -> ocp.Checkpointer:
 def _steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder`, ascending."""
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())
-
-
-def _remove(checkpoint: Path) -> None:
-    """Rename, then delete: under its own name a checkpoint is always whole."""
-    renamed = checkpoint.with_name(f".old-{checkpoint.name}-{uuid.uuid4().hex}")
-    os.replace(checkpoint, renamed)
-    shutil.rmtree(renamed, ignore_errors=True)

@@ -1,5 +1,6 @@
 import functools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ from planet_jax.runtime.files import (
     atomic_path,
     find_damage,
     lock_folder,
+    remove_folder,
+    replace,
     seal,
     write_json,
 )
@@ -47,13 +50,41 @@ def test_block_that_raises_leaves_the_old_file_alone(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-def test_folder_is_written_once(tmp_path):
+def test_folder_is_replaced_when_the_block_succeeds(tmp_path):
     folder = tmp_path / "chips"
-    write_folder(folder)
-    with pytest.raises(OSError, match="chips"):
-        write_folder(folder, "newer")
+    for content in ("old", "new"):
+        write_folder(folder, content)
+    assert (folder / "a").read_text() == "new"
+    with pytest.raises(TypeError):
+        write_folder(folder, content=None)
     assert (folder / "a").read_text() == "new"
     assert names(tmp_path) == ["chips"]
+
+
+def test_older_folder_is_whole_until_the_new_one_has_its_name(tmp_path, monkeypatch):
+    """A process that is killed between the renames leaves both folders, each whole."""
+    folder = tmp_path / "chips"
+    write_folder(folder, "old")
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    (tmp_path / "new").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        replace(tmp_path / "new", folder)
+    (older,) = tmp_path.glob(".old-*-chips")
+    assert (older / "a").read_text() == "old"
+    assert (tmp_path / "new").is_dir()
+
+
+def test_removed_folder_loses_its_name_first(tmp_path, monkeypatch):
+    write_folder(tmp_path / "chips")
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None)
+    remove_folder(tmp_path / "chips")
+    (aside,) = tmp_path.iterdir()
+    assert aside.name.startswith(".old-")
+    assert (aside / "a").read_text() == "new"
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_kept(tmp_path):

@@ -6,7 +6,6 @@ thresholds, how to run it), README.md (the model card), example.py, digests.json
 
 import importlib.metadata
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,11 +84,6 @@ def write(
         (folder / "README.md").write_text(model_card(content))
         shutil.copyfile(EXAMPLE, folder / "example.py")
         seal(folder)
-        # Renamed first: under its own name the folder is always whole.
-        old = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
-        if path.exists():
-            path.rename(old)
-    shutil.rmtree(old, ignore_errors=True)
     return path
 
 
