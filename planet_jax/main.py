@@ -4,8 +4,11 @@ Exit status: 0 done, 1 a failure, 2 a mistake in the input, 130 Ctrl-C, 143 SIGT
 ends a process because another one of the run was lost.
 """
 
+import contextlib
 import os
+import signal
 import sys
+import time
 import traceback
 import warnings
 from glob import glob
@@ -15,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from planet_jax import config, config_file
-from planet_jax.runtime import memory, signals
+from planet_jax.runtime import memory
 from planet_jax.runtime.errors import BadInput, RunFailed, did_you_mean, resource_error
 
 COMMANDS = (
@@ -81,13 +84,18 @@ def run(command: str) -> None:
         getattr(commands, command)(FLAG.value, **arguments.get(command, {}))
         distributed.require_same({})  # all end together
     except Exception as error:
-        is_collective = isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error)
-        lost = is_collective and distributed.process_count() > 1
-        if lost:
-            error = RunFailed("another process of this run was lost; JAX's log names it")
+        if distributed.process_count() == 1:
+            sys.exit(report(error))
+        if isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error):
+            cause = str(error)[:200]
+            report(RunFailed(f"a collective failed: was another process lost? ({cause})"))
+            time.sleep(2 * distributed.HEARTBEAT_TIMEOUT)  # JAX's abort names a lost process
         status = report(error)
-        distributed.leave(status, wait_for_jax=lost)
-        sys.exit(status)
+        with contextlib.suppress(Exception):  # processes with the same error end together
+            distributed.client().wait_at_barrier("planet_jax/exit", 5000)  # milliseconds
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # JAX's own shutdown would wait for the other processes, then abort
 
 
 def report(error: Exception) -> int:
@@ -116,6 +124,6 @@ def format_warning(
 
 
 if __name__ == "__main__":
-    signals.use_system_actions()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits for compilations
     memory.limit_arenas()
     app.run(main, flags_parser=parse)

@@ -5,12 +5,9 @@ JAX ends all processes when one is lost (status 134; its log names the task). It
 collectives open ports, this module does not: the hosts belong on a trusted network.
 """
 
-import contextlib
 import itertools
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -81,9 +78,9 @@ def run_on_main(function: Callable[[], T]) -> T:
             reply: dict[str, Any] = {"value": function()}
         except BadInput as error:
             reply = {"error": str(error)}
-        _client().key_value_set(key, json.dumps(reply))
+        client().key_value_set(key, json.dumps(reply))
     else:
-        reply = json.loads(_client().blocking_key_value_get(key, NO_TIMEOUT))
+        reply = json.loads(client().blocking_key_value_get(key, NO_TIMEOUT))
     if "error" in reply:
         raise BadInput(reply["error"])
     return reply["value"]
@@ -115,10 +112,10 @@ def require_same(values: Mapping[str, Any]) -> None:
     """Wait for all processes; raise BadInput in all of them if their values differ."""
     if process_count() == 1:
         return
-    key, client = f"planet_jax/{next(_calls)}", _client()
-    client.key_value_set(f"{key}/{global_state.process_id}", json.dumps(dict(values)))
+    key = f"planet_jax/{next(_calls)}"
+    client().key_value_set(f"{key}/{global_state.process_id}", json.dumps(dict(values)))
     keys = [f"{key}/{i}" for i in range(process_count())]
-    replies = [json.loads(client.blocking_key_value_get(k, NO_TIMEOUT)) for k in keys]
+    replies = [json.loads(client().blocking_key_value_get(k, NO_TIMEOUT)) for k in keys]
     if others := [i for i, reply in enumerate(replies) if reply != replies[0]]:
         names = [k for k in replies[0] if replies[0][k] != replies[others[0]].get(k)]
         who = first_few((f"process {i}" for i in others), 5)
@@ -132,20 +129,6 @@ def stop_requested() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_sync_points))
 
 
-def leave(status: int, wait_for_jax: bool) -> None:
-    """End a process that failed; in a run of one process do nothing.
-
-    JAX's own shutdown would wait for the others, then abort: right when one was lost
-    (`wait_for_jax`), since its log names it. Else processes with the same error end together.
-    """
-    if process_count() > 1:
-        time.sleep(2 * HEARTBEAT_TIMEOUT if wait_for_jax else 0)
-        with contextlib.suppress(Exception):
-            _client().wait_at_barrier("planet_jax/leave", 5000)  # milliseconds
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _client() -> Any:
+def client() -> Any:
+    """Return the client of JAX's coordination service; of a single process None."""
     return global_state.client

@@ -16,11 +16,6 @@ class Stopped(SystemExit):
         super().__init__(143)
 
 
-def use_system_actions() -> None:
-    """Let Ctrl-C end the process at once; Python's own handler waits for a running compilation."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextlib.contextmanager
 def defer_sigterm(enabled: bool = True) -> Iterator[threading.Event]:
     """Yield an event that SIGTERM sets within the block, in place of ending the process.

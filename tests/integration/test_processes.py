@@ -55,7 +55,6 @@ def test_single_process_needs_no_others():
     assert distributed.run_on_main(lambda: (1, "a")) == (1, "a")
     assert not distributed.stop_requested()
     distributed.require_same({"any": 1})
-    distributed.leave(1, wait_for_jax=True)
 
 
 def test_processes_with_different_options_are_refused(start_hosts, tmp_path):
