@@ -34,18 +34,17 @@ class Smooth:
 
     average: float = 0.0
     count: int = 0
-    beta: float = SMOOTHING
 
     def add(self, value: float) -> float:
         """Add one value and return the average."""
         self.count += 1
-        self.average = self.beta * self.average + (1 - self.beta) * value
+        self.average = SMOOTHING * self.average + (1 - SMOOTHING) * value
         return self.value
 
     @property
     def value(self) -> float:
         """The average of all values; NaN before the first."""
-        return self.average / (1 - self.beta**self.count) if self.count else math.nan
+        return self.average / (1 - SMOOTHING**self.count) if self.count else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
