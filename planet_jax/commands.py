@@ -279,7 +279,7 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
     print(f"\n== {run}", flush=True)
     with exclusive(run):
         start = find_start(config)
-        if not start.is_resume:
+        if not start.own:
             show_batch(config)
             if config.lr_range.in_journey:
                 lr_range(config)

@@ -66,19 +66,15 @@ def train(stage: Stage, run: Path, start: Start) -> None:
 
 def _begin(stage: Stage, run: Path, start: Start) -> tuple[int, TrainState, TrainLog, Provenance]:
     """Resume from the run's own checkpoint, or start at step 0."""
-    log_state = None
-    if start.is_resume and start.checkpoint is not None:
-        metadata = start.checkpoint.metadata
-        provenance = check_resume(stage, metadata, run)
-        step, state, log_state = (
-            metadata.step,
-            restored_state(stage, start.checkpoint),
-            metadata.log,
-        )
+    if start.own:
+        provenance = check_resume(stage, start.own.metadata, run)
+        step, log_state = start.own.metadata.step, start.own.metadata.log
+        state = restored_state(stage, start.own)
         notify(f"{run}: resuming after step {step} of {stage.steps}")
     else:
         provenance = Provenance.of_this_process(stage.config)
-        step, state = 0, initial_state(stage, start)
+        step, log_state = 0, None
+        state = initial_state(stage, start)
     if is_main_process():
         write_json(run / "config.json", dataclasses.asdict(provenance))
     log = TrainLog(run, stage.schedule, stage.config.data.batch_size, log_state)

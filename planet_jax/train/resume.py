@@ -20,11 +20,10 @@ def is_finished(start: Start, config: ConfigDict) -> bool:
     Raises:
       BadInput: options differ, and `train.allow_changes` is False.
     """
-    if not start.is_resume or start.checkpoint is None:
+    if start.own is None:
         return False
-    metadata = start.checkpoint.metadata
-    changed = changed_options(metadata, config, start.checkpoint.run)
-    return not changed and metadata.is_last_step
+    changed = changed_options(start.own.metadata, config, start.own.run)
+    return not changed and start.own.metadata.is_last_step
 
 
 def changed_options(metadata: Metadata, config: ConfigDict, run: Path) -> dict[str, Any]:

@@ -23,24 +23,25 @@ from planet_jax.train.steps import TrainState, create_state
 
 @dataclass(frozen=True)
 class Start:
-    """A stage's starting point.
+    """Where a stage starts; without a checkpoint from `model.weights`.
 
     Attributes:
-      checkpoint: of this run or of `init_from`; None starts from `model.weights`.
-      is_resume: whether the checkpoint is of this run.
+      own: the latest checkpoint of this run, to resume.
+      previous: the last checkpoint of `init_from`, whose weights start a new run.
     """
 
-    checkpoint: Checkpoint | None = None
-    is_resume: bool = False
+    own: Checkpoint | None = None
+    previous: Checkpoint | None = None
 
     @property
     def epoch_offset(self) -> int:
         """Epochs of the stages before this one."""
-        if self.checkpoint is None:
-            return 0
-        metadata = self.checkpoint.metadata
-        own_epochs = 0 if self.is_resume else metadata.provenance.config["train.epochs"]
-        return metadata.epoch_offset + own_epochs
+        if self.own:
+            return self.own.metadata.epoch_offset
+        if self.previous:
+            metadata = self.previous.metadata
+            return metadata.epoch_offset + metadata.provenance.config["train.epochs"]
+        return 0
 
 
 def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = True) -> Start:
@@ -51,16 +52,16 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
     """
     own = open_checkpoint(Path(config.workdir), "latest") if resume else None
     if own is not None:
-        return Start(own, is_resume=True)
+        return Start(own=own)
     if config.init_from:
         run = Path(config.init_from)
         if not needs_weights:
-            return Start(open_checkpoint(run, "latest"))
+            return Start(previous=open_checkpoint(run, "latest"))
         checkpoint = require_checkpoint(run, "latest", newest_only=True)
         if not checkpoint.metadata.is_last_step:
             step, steps = checkpoint.metadata.step, checkpoint.metadata.steps
             notify(f"{run}: init_from starts from an unfinished run, step {step} of {steps}")
-        return Start(checkpoint)
+        return Start(previous=checkpoint)
     if needs_weights:
         run_on_main(lambda: weights.require(config.model.weights))
     return Start()
@@ -74,15 +75,15 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     """
     config = stage.config
     variables = classifier.init(len(stage.classes), config.seed, config.model.name)
-    if start.checkpoint is None:
+    if start.previous is None:
         fresh = variables
         flat = load_on_main(lambda: to_host(weights.fill(fresh, config.model.weights)))
         return create_state(from_host(flat, variables, config.model.weights), config.optim.freeze)
-    metadata, run = start.checkpoint.metadata, start.checkpoint.run
+    metadata, run = start.previous.metadata, start.previous.run
     check_vocabulary(metadata.classes, stage.classes, run, config.data.root)
     if metadata.valid_fingerprint != stage.data.labels.fingerprint(stage.valid_rows):
         notify(f"{run} validated on other chips: it may have trained on some of these")
-    flat = start.checkpoint.arrays("weights")
+    flat = start.previous.arrays("weights")
     return create_state(from_host(flat, variables, str(run)), config.optim.freeze)
 
 

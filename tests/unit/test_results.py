@@ -106,7 +106,7 @@ def test_mistakes_can_be_trained_on(run, tmp_path):
     next_stage = make_stage(config, prepare(config.data, config.sample))
     chosen = {next_stage.data.labels.names[row] for row in next_stage.train_rows}
     assert chosen == names
-    assert find_start(config).checkpoint.run == run / "run"
+    assert find_start(config).previous.run == run / "run"
     with pytest.raises(BadInput, match=r"names no chip that is trained on.*score\.split=train"):
         make_stage(
             small_config(run, **{"data.subset": str(run / "run" / "chips.csv")}), next_stage.data
