@@ -8,11 +8,13 @@ augmentation, each with a 95% bootstrap interval. Fitted values are fitted to ot
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import twin
 
 from planet_jax import commands
+from planet_jax.data import loader
 from planet_jax.results import evaluation, inference, tables
 from planet_jax.score import metrics
 from planet_jax.train.stage import make_stage
@@ -32,7 +34,7 @@ def main() -> None:
         commands.train(config)
     stage = make_stage(config, commands.prepare(config))
     rows, labels = stage.valid_rows, stage.data.labels
-    source = inference.dataset_source(stage.data, rows)
+    source = partial(loader.score_batches, stage.data, rows)
     checkpoints = inference.open_runs(config)
     first = None
     print("\n| views | decision rule | F2 | gain |\n| --- | --- | --- | --- |")

@@ -5,6 +5,7 @@ In a run of several processes all of them compute, and the main process writes a
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.config import shared_by_processes, validate
 from planet_jax.config_file import load
-from planet_jax.data import labels
+from planet_jax.data import labels, loader
 from planet_jax.data import prepare as data_source
 from planet_jax.data.dataset import Dataset
 from planet_jax.model.summary import layer_table
@@ -178,7 +179,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     stored = None
     if is_training_split:  # decide by what `evaluate` fitted to the validation chips
         stored = fitted_decisions.load_decision(config, stage.classes, fitted_to)
-    source = inference.dataset_source(data, rows)
+    source = partial(loader.score_batches, data, rows)
     logits = inference.ensemble_logits(models, source, len(rows), "scoring")
     evaluation = Evaluation(config, logits, data.labels.targets[rows], stage.classes, stored)
     result = compute_metrics(evaluation)
@@ -205,7 +206,7 @@ def predict(config: ConfigDict) -> pd.DataFrame:
     models = inference.load_models(config, checkpoints)
     classes = models[0].metadata.classes
     decision = fitted_decisions.load_decision(config, classes, inference.fitted_to(config, models))
-    source = inference.files_source(files)
+    source = partial(loader.folder_batches, files)
     logits = inference.ensemble_logits(models, source, len(files), "predicting")
     probabilities = metrics.sigmoid(logits)
     table = predictions.table(

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from planet_jax.config import MEMBER_OPTIONS, translate_saved
 from planet_jax.data import loader
 from planet_jax.data.augment import TTA_PLAIN, Augmentation, fastai_tta
-from planet_jax.data.dataset import Dataset
 from planet_jax.model import classifier
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.checkpoint import Checkpoint, from_host, require_checkpoint
@@ -45,8 +44,8 @@ class TrainedModel:
         return Path(self.config.workdir)
 
 
-# Padded batches of chips at a model's size, plain or as an augmentation renders them.
-Source = Callable[[TrainedModel, Augmentation | None], Iterator[loader.Batch]]
+# A function of `loader` without its options, as partial(score_batches, data, rows).
+Source = Callable[..., Iterator[loader.Batch]]
 
 
 def open_runs(config: ConfigDict) -> list[Checkpoint]:
@@ -103,32 +102,6 @@ def fitted_to(config: ConfigDict, models: Sequence[TrainedModel]) -> dict[str, A
     }
 
 
-def dataset_source(data: Dataset, rows: Int[np.ndarray, " n"]) -> Source:
-    """Return the source of labelled chips of a data set."""
-
-    def batches(model: TrainedModel, view: Augmentation | None) -> Iterator[loader.Batch]:
-        options = model.config.data
-        return loader.score_batches(
-            data, rows, size=options.size, batch_size=options.batch_size, augmentation=view,
-            share=process_share(), threads=options.threads,
-        )  # fmt: skip
-
-    return batches
-
-
-def files_source(files: Sequence[Path]) -> Source:
-    """Return the source of image files."""
-
-    def batches(model: TrainedModel, view: Augmentation | None) -> Iterator[loader.Batch]:
-        options = model.config.data
-        return loader.folder_batches(
-            files, size=options.size, batch_size=options.batch_size, augmentation=view,
-            share=process_share(), threads=options.threads,
-        )  # fmt: skip
-
-    return batches
-
-
 def ensemble_logits(
     models: Sequence[TrainedModel], source: Source, n: int, description: str
 ) -> Float[np.ndarray, "n classes"]:
@@ -150,9 +123,9 @@ def _model_logits(
 
     if score.test_time_augmentation == "dihedral":
         step = make_predict_step(model.network, devices, average=score.average)
-        return logits(step, source(model, None), f"{description}, 8 views")
+        return logits(step, _batches(model, source), f"{description}, 8 views")
     step = make_predict_step(model.network, devices)
-    plain = logits(step, source(model, None), description)
+    plain = logits(step, _batches(model, source), description)
     if score.test_time_augmentation == "none":
         return plain
     views = [
@@ -163,6 +136,17 @@ def _model_logits(
     return _average([plain, *views], score.average, weights)
 
 
+def _batches(
+    model: TrainedModel, source: Source, augmentation: Augmentation | None = None
+) -> Iterator[loader.Batch]:
+    """Return padded batches at the model's size, plain or as an augmentation renders them."""
+    options = model.config.data
+    return source(
+        size=options.size, batch_size=options.batch_size, augmentation=augmentation,
+        share=process_share(), threads=options.threads,
+    )  # fmt: skip
+
+
 def _fastai_view(model: TrainedModel, source: Source, n: int, i: int) -> Iterator[loader.Batch]:
     """Yield fastai's view i: zoomed into a corner, and from 4 on flipped after rendering."""
     limits = dict(model.config.augment)
@@ -171,7 +155,7 @@ def _fastai_view(model: TrainedModel, source: Source, n: int, i: int) -> Iterato
         view = fastai_tta(rng, n, i, **limits)
     else:
         view = replace(fastai_tta(rng, n, i, p=0), dihedral=np.zeros(n, int))
-    for batch in source(model, view):
+    for batch in _batches(model, source, view):
         yield {**batch, "chips": batch["chips"][:, :, ::-1]} if i & 4 else batch
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -118,7 +119,7 @@ def test_fastai_views_follow_fastais_source(run):
     config = small_config(run, **{"score.test_time_augmentation": "fastai", "data.decoded": False})
     stage = make_stage(config, prepare(config.data, config.sample))
     (model,) = inference.load_models(config, inference.open_runs(config))
-    source = inference.dataset_source(stage.data, stage.valid_rows)
+    source = partial(loader.score_batches, stage.data, stage.valid_rows)
     logits = inference.ensemble_logits([model], source, 8, "scoring")
     chips = stage.data.chips[stage.valid_rows]
 
