@@ -4,7 +4,8 @@ from pathlib import Path
 
 from planet_jax.data import loader
 from planet_jax.data.prepare import prepare
-from planet_jax.train.checkpoint import CheckpointWriter, to_host
+from planet_jax.train.checkpoint import to_host
+from planet_jax.train.checkpoint_writer import CheckpointWriter
 from planet_jax.train.log import TrainLog
 from planet_jax.train.metadata import Metadata, Provenance
 from planet_jax.train.stage import make_stage

@@ -7,14 +7,8 @@ readable names, so any number of devices can read them and an error can name the
 """
 
 import dataclasses
-import errno
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +16,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from planet_jax.runtime import memory
-from planet_jax.runtime.distributed import is_main_process, load_on_main, run_on_main
-from planet_jax.runtime.errors import BadInput, RunFailed, first_few, resource_error
-from planet_jax.runtime.files import find_damage, fsync, remove_folder, replace, seal, write_json
+from planet_jax.runtime.distributed import load_on_main, run_on_main
+from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.files import find_damage
 from planet_jax.runtime.progress import notify
 from planet_jax.train.metadata import Metadata
 
 Flat = dict[str, np.ndarray]
-WRITE_ATTEMPTS = 5  # Orbax's timeouts use the wall clock, and a jump of it ends them at once
-SPARE_BYTES = 2**21  # room for what Orbax adds to the arrays
-KEEP = 2  # checkpoints of each kind: the older one is for when the newer is damaged
 
 # Orbax logs every file; the errors that it logs it also raises.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -110,7 +100,7 @@ def require_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Check
 
 
 def _read_newest(folder: Path, newest_only: bool) -> dict[str, Any] | None:
-    steps = _steps(folder)
+    steps = list_steps(folder)
     for step in reversed(steps):
         path = folder / str(step)
         damage = find_damage(path)
@@ -142,7 +132,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def _restore(path: Path, items: tuple[str, ...]) -> Flat:
     args = {item: ocp.args.StandardRestore() for item in items}
     try:
-        with _checkpointer() as orbax:
+        with process_checkpointer() as orbax:
             restored = orbax.restore(path.absolute(), args=ocp.args.Composite(**args))
         return {name: array for item in items for name, array in restored[item].items()}
     except Exception as error:  # Orbax raises many types
@@ -150,113 +140,7 @@ def _restore(path: Path, items: tuple[str, ...]) -> Flat:
         raise BadInput(f"{path}: cannot be read ({type(error).__name__}: {text})") from None
 
 
-class CheckpointWriter:
-    """Write checkpoints in a thread, one after the other, while training continues.
-
-    A context manager that waits for the last write. The run folder must be locked: unfinished
-    writes of a killed process are removed, and so is what is newer than `resumed_step`, since its
-    steps are repeated.
-    """
-
-    def __init__(self, run: Path, resumed_step: int) -> None:
-        self.run, self.folder = run, run / "checkpoints"
-        if is_main_process():
-            for unfinished in self.folder.glob("*/.*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            for kind in self.folder.glob("*"):
-                for step in _steps(kind):
-                    if step > resumed_step:
-                        remove_folder(kind / str(step))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._write: Future[None] | None = None
-
-    def __enter__(self) -> "CheckpointWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._thread.shutdown()
-        if kind is None:
-            self.raise_failure()
-
-    def save(self, kinds: Mapping[str, dict[str, Flat]], metadata: Metadata) -> None:
-        """Start to write `{kind: {item: arrays}}` in this order, in the main process alone.
-
-        The arrays must not change. Errors are raised later, by `raise_failure`.
-        """
-        if is_main_process():
-            self._write = self._thread.submit(self._write_all, dict(kinds), metadata)
-
-    def wait(self) -> None:
-        """Wait for the current write; raise what `raise_failure` raises."""
-        if self._write is not None:
-            self._write.exception()
-        self.raise_failure()
-
-    def raise_failure(self) -> None:
-        """Raise the error of the last write, if it has ended with one.
-
-        Raises:
-          BadInput: the disk is full or not writable.
-          RunFailed: Orbax failed for another reason.
-        """
-        if self._write is None or not self._write.done():
-            return
-        error = self._write.exception()
-        if error is not None:
-            older = "older checkpoints are whole"
-            if line := resource_error(error):
-                raise BadInput(f"{self.folder}: cannot save; {older}; {line}") from None
-            raise RunFailed(f"{self.folder}: cannot save ({error}); {older}") from error
-
-    def _write_all(self, kinds: dict[str, dict[str, Flat]], metadata: Metadata) -> None:
-        for kind, items in kinds.items():
-            path = self.folder / kind / str(metadata.step)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_with_retries(path, items, metadata)
-            for unfinished in path.parent.glob(".tmp-*"):  # Orbax's threads outlive a failed write
-                shutil.rmtree(unfinished, ignore_errors=True)
-            for step in _steps(path.parent)[:-KEEP]:
-                remove_folder(path.parent / str(step))
-        memory.trim()
-
-
-def _write_with_retries(path: Path, items: dict[str, Flat], metadata: Metadata) -> None:
-    for attempts_left in reversed(range(WRITE_ATTEMPTS)):
-        try:
-            _write_whole(path, items, metadata)
-            return
-        except Exception as error:
-            if resource_error(error) or not attempts_left:
-                raise
-            notify(f"{path}: not saved ({error}); trying again")
-
-
-def _write_whole(path: Path, items: dict[str, Flat], metadata: Metadata) -> None:
-    """Write and seal a checkpoint under a temporary name, then rename it."""
-    _require_space(path.parent, sum(a.nbytes for flat in items.values() for a in flat.values()))
-    args = {item: ocp.args.StandardSave(flat) for item, flat in items.items()}
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=".tmp-", ignore_cleanup_errors=True
-    ) as folder:
-        temporary = Path(folder).absolute() / path.name
-        with _checkpointer() as orbax:
-            orbax.save(temporary, args=ocp.args.Composite(**args))
-        write_json(temporary / "meta" / "metadata", metadata.to_json())
-        seal(temporary)
-        replace(temporary, path)  # of a checkpoint that was saved before its epoch was scored
-    fsync(path.parent)
-
-
-def _require_space(folder: Path, size: int) -> None:
-    """Raise OSError if the disk has no room for arrays of `size` bytes and their metadata.
-
-    On a full disk tensorstore prints a traceback for every array that it could not write.
-    """
-    if shutil.disk_usage(folder).free < size + SPARE_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
-def _checkpointer() -> ocp.Checkpointer:
+def process_checkpointer() -> ocp.Checkpointer:
     """Return a checkpointer of this process alone: the arrays are host arrays, equal everywhere."""
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
@@ -268,6 +152,6 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
-def _steps(folder: Path) -> list[int]:
+def list_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder`, ascending."""
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())

@@ -11,7 +11,8 @@ from planet_jax.runtime import distributed, signals
 from planet_jax.runtime.distributed import is_main_process
 from planet_jax.runtime.files import write_json
 from planet_jax.runtime.progress import notify, progress
-from planet_jax.train.checkpoint import CheckpointWriter, to_host
+from planet_jax.train.checkpoint import to_host
+from planet_jax.train.checkpoint_writer import CheckpointWriter
 from planet_jax.train.log import TrainLog, not_finite
 from planet_jax.train.metadata import Metadata, Provenance
 from planet_jax.train.resume import check_resume

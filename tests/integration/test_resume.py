@@ -18,7 +18,8 @@ from planet_jax.runtime.errors import BadInput, resource_error
 from planet_jax.runtime.files import seal
 from planet_jax.runtime.signals import Stopped
 from planet_jax.train import log, loop
-from planet_jax.train.checkpoint import CheckpointWriter, require_checkpoint
+from planet_jax.train.checkpoint import require_checkpoint
+from planet_jax.train.checkpoint_writer import CheckpointWriter
 from tests.support import (
     ROOT,
     assert_same_run,
