@@ -41,15 +41,13 @@ from planet_jax.train.run_folder import check_writable, exclusive
 from planet_jax.train.stage import make_stage
 from planet_jax.train.start import Start, check_vocabulary, find_start, initial_state
 
-COMPETITION_CLASSES, COMPETITION_CHIPS = 17, 40_479
-
 
 def prepare(config: ConfigDict) -> Dataset:
-    """Draw or download what data.root lacks, build the data set in data.cache and return it."""
-    data = data_source.prepare(config.data, config.sample)
+    """Draw or download missing chips, build the data set in data.cache and return it."""
+    data = _dataset(config)
     n, height, width, _ = data.chips.shape
-    labels_count = len(data.labels.classes)
-    print(f"{config.data.root}: {n} chips of {height}x{width}, {labels_count} labels, ready")
+    classes = len(data.labels.classes)
+    print(f"{config.data.root}: {n} chips of {height}x{width}, {classes} labels, ready")
     return data
 
 
@@ -84,7 +82,7 @@ def _dataset(config: ConfigDict) -> Dataset:
 
 def summary(config: ConfigDict) -> None:
     """Print fastai's layer table of the stage's classifier."""
-    classes, _ = _label_counts(config)
+    classes, _ = labels.count(Path(config.data.root))
     layers = layer_table(classes, config.data.size, config.optim.freeze, config.model.name)
     print(tables.layer_lines(layers))
 
@@ -95,7 +93,7 @@ def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
     Raises:
       BadInput: the stage does not fit, the target is unknown, or its compiler is not installed.
     """
-    classes, chips = _label_counts(config)
+    classes, chips = labels.count(Path(config.data.root))
     train_rows, _ = labels.split(chips, config.data.valid_fraction, config.data.split_seed)
     costs = examine(config, targets.find(target), classes, len(train_rows))
     print(json.dumps(costs, indent=1) if as_json else tables.preflight(costs))
@@ -104,15 +102,6 @@ def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
             f"config.data.batch_size = {costs['batch_size']} does not fit {target}; "
             f"the largest that does: {costs['largest_batch']}"
         )
-
-
-def _label_counts(config: ConfigDict) -> tuple[int, int]:
-    """Return the numbers of classes and of chips in data.root, or the competition's."""
-    root = Path(config.data.root)
-    if not (root / labels.CSV).exists():
-        return COMPETITION_CLASSES, COMPETITION_CHIPS
-    table = labels.read_labels(root)
-    return len(table.classes), len(table.names)
 
 
 def show_batch(config: ConfigDict) -> Figure:
@@ -168,16 +157,13 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     stage = make_stage(config, data)
     fitted_decisions.check_weather(config, stage.classes)
     for checkpoint in checkpoints:
-        check_vocabulary(
-            checkpoint.metadata.classes, stage.classes, checkpoint.run, config.data.root
-        )
+        check_vocabulary(checkpoint, stage)
         check_chips(stage, checkpoint.metadata, checkpoint.run, ("valid",))
-    is_training_split = config.score.split == "train"
-    rows = stage.train_rows if is_training_split else stage.valid_rows
     models = inference.load_models(config, checkpoints)
     fitted_to = inference.fitted_to(config, models)
-    stored = None
-    if is_training_split:  # decide by what `evaluate` fitted to the validation chips
+    rows, stored = stage.valid_rows, None
+    if config.score.split == "train":  # decide by what was fitted to the validation chips
+        rows = stage.train_rows
         stored = fitted_decisions.load_decision(config, stage.classes, fitted_to)
     source = partial(loader.score_batches, data, rows)
     logits = inference.ensemble_logits(models, source, len(rows), "scoring")
@@ -262,7 +248,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
         distributed.require_same(shared_by_processes(stage))
     for stage in stages:
         _journey_stage(stage, is_last=stage is stages[-1])
-    last, runs = stages[-1], [Path(config.workdir) for config in stages]
+    last, runs = stages[-1], [Path(stage.workdir) for stage in stages]
     print(run_on_main(lambda: f"\n{tables.journey_table(runs)}"))
     if last.data.source == "kaggle":
         print(f"\n{tables.NOTEBOOK}")

@@ -93,6 +93,18 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise BadInput(f"{path}: {len(repeated)} names are repeated: {first_few(repeated)}")
 
 
+def count(root: Path) -> tuple[int, int]:
+    """Return the numbers of classes and of chips in `root`; the competition's if it has no labels.
+
+    Raises:
+      BadInput: as `read_labels`.
+    """
+    if not (root / CSV).exists():
+        return 17, 40_479
+    labels = read_labels(root)
+    return len(labels.classes), len(labels.names)
+
+
 def split(
     n: int, valid_fraction: float, seed: int
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:

@@ -80,7 +80,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
         flat = load_on_main(lambda: to_host(weights.fill(fresh, config.model.weights)))
         return create_state(from_host(flat, variables, config.model.weights), config.optim.freeze)
     metadata, run = start.previous.metadata, start.previous.run
-    check_vocabulary(metadata.classes, stage.classes, run, config.data.root)
+    check_vocabulary(start.previous, stage)
     if metadata.valid_fingerprint != stage.data.labels.fingerprint(stage.valid_rows):
         notify(f"{run} validated on other chips: it may have trained on some of these")
     flat = start.previous.arrays("weights")
@@ -102,17 +102,16 @@ def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
     return from_host(checkpoint.arrays("weights", "optimizer"), template, str(checkpoint.run))
 
 
-def check_vocabulary(
-    saved: tuple[str, ...], classes: tuple[str, ...], run: Path, root: str
-) -> None:
-    """Refuse a run whose vocabulary is not that of the data.
+def check_vocabulary(checkpoint: Checkpoint, stage: Stage) -> None:
+    """Refuse a checkpoint whose vocabulary is not that of the data.
 
     Raises:
       BadInput: naming the labels that differ.
     """
-    if saved != classes:
-        differing = ", ".join(sorted(set(saved) ^ set(classes)))
+    saved, root = checkpoint.metadata.classes, stage.config.data.root
+    if saved != stage.classes:
+        differing = ", ".join(sorted(set(saved) ^ set(stage.classes)))
         raise BadInput(
-            f"{run} was trained on other labels than {root} has; they differ in: {differing}; "
-            "set data.root to chips with the run's labels"
+            f"{checkpoint.run} was trained on other labels than {root} has; they differ in: "
+            f"{differing}; set data.root to chips with the run's labels"
         )
