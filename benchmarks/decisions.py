@@ -32,7 +32,7 @@ def main() -> None:
     for name in twin.STAGES:
         config = twin.stage_config(args.out, args.seed, name, "float32")
         commands.train(config)
-    stage = make_stage(config, commands.prepare(config))
+    stage = make_stage(config)
     rows, labels = stage.valid_rows, stage.data.labels
     source = partial(loader.score_batches, stage.data, rows)
     checkpoints = inference.open_runs(config)

@@ -4,7 +4,7 @@ In a run of several processes all of them compute, and the main process writes a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from planet_jax.results.evaluate import Evaluation, compute_metrics, write_evalu
 from planet_jax.results.export import folder as export_folder
 from planet_jax.results.report import page
 from planet_jax.runtime import distributed
-from planet_jax.runtime.distributed import is_main_process, run_on_main
+from planet_jax.runtime.distributed import is_main_process, on_main
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.signals import Stopped
@@ -44,7 +44,7 @@ from planet_jax.train.start import Start, check_vocabulary, find_start, initial_
 
 def prepare(config: ConfigDict) -> Dataset:
     """Draw or download missing chips, build the data set in data.cache and return it."""
-    data = _dataset(config)
+    data = data_source.prepare(config.data, config.sample)
     n, height, width, _ = data.chips.shape
     classes = len(data.labels.classes)
     print(f"{config.data.root}: {n} chips of {height}x{width}, {classes} labels, ready")
@@ -62,10 +62,11 @@ def _train(config: ConfigDict, start: Start) -> None:
     if is_finished(start, config):
         print(f"{run}: this run is finished")
     else:
-        loop.train(make_stage(config, _dataset(config), start.epoch_offset), run, start)
-    print(run_on_main(lambda: _draw_history(run)))
+        loop.train(make_stage(config, start.epoch_offset), run, start)
+    print(_draw_history(run))
 
 
+@on_main
 def _draw_history(run: Path) -> str:
     """Draw history.png and return the notebook's table; of damaged tables return a warning."""
     try:
@@ -74,10 +75,6 @@ def _draw_history(run: Path) -> str:
     except (FileNotFoundError, KeyError, ValueError) as error:
         return f"{run}: steps.csv or history.csv is damaged or missing ({error})"
     return f"{table}\n{run}: history.csv, steps.csv, history.png, checkpoints/"
-
-
-def _dataset(config: ConfigDict) -> Dataset:
-    return data_source.prepare(config.data, config.sample)
 
 
 def summary(config: ConfigDict) -> None:
@@ -109,7 +106,7 @@ def show_batch(config: ConfigDict) -> Figure:
     path = Path(config.workdir) / "show_batch.png"
     check_writable(path.parent)
     start = find_start(config, needs_weights=False)
-    stage = make_stage(config, _dataset(config), start.epoch_offset)
+    stage = make_stage(config, start.epoch_offset)
     batch = next(stage.train_batches())
     classes = np.array(stage.classes)
     captions = [" ".join(classes[target > 0]) for target in batch["targets"][:16]]
@@ -125,7 +122,7 @@ def lr_range(config: ConfigDict) -> Figure:
     run = Path(config.workdir)
     check_writable(run)
     start = find_start(config, resume=False)
-    stage = make_stage(config, _dataset(config), start.epoch_offset)
+    stage = make_stage(config, start.epoch_offset)
     lrs, losses = range_test.run(stage, initial_state(stage, start))
     suggestions = range_test.suggest(lrs, losses) if len(lrs) >= range_test.MIN_POINTS else ()
     figure = pictures.lr_range_curve(lrs, losses, suggestions)
@@ -153,8 +150,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     run = Path(config.workdir)
     check_writable(run)
     checkpoints = inference.open_runs(config)
-    data = _dataset(config)
-    stage = make_stage(config, data)
+    stage = make_stage(config)
     fitted_decisions.check_weather(config, stage.classes)
     for checkpoint in checkpoints:
         check_vocabulary(checkpoint, stage)
@@ -165,12 +161,12 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     if config.score.split == "train":  # decide by what was fitted to the validation chips
         rows = stage.train_rows
         stored = fitted_decisions.load_decision(config, stage.classes, fitted_to)
-    source = partial(loader.score_batches, data, rows)
+    source = partial(loader.score_batches, stage.data, rows)
     logits = inference.ensemble_logits(models, source, len(rows), "scoring")
-    evaluation = Evaluation(config, logits, data.labels.targets[rows], stage.classes, stored)
+    evaluation = Evaluation(config, logits, stage.data.labels.targets[rows], stage.classes, stored)
     result = compute_metrics(evaluation)
     if is_main_process():
-        written = write_evaluation(run, evaluation, result, data.labels, rows, fitted_to)
+        written = write_evaluation(run, evaluation, result, stage.data.labels, rows, fitted_to)
         print(tables.evaluation(result))
         print(f"{run}: wrote {', '.join(written)}; {result['mistakes']} chips have a wrong label")
     return result
@@ -212,7 +208,7 @@ def report(config: ConfigDict) -> None:
     """Write report.html, one page of what the run folder holds; nothing is computed again."""
     run = Path(config.workdir)
     check_writable(run)
-    for line in run_on_main(lambda: page.write(run, Path(config.data.root))):
+    for line in on_main(page.write)(run, Path(config.data.root)):
         print(line)
     print(f"{run / page.FILE}: open it in a browser")
 
@@ -249,7 +245,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
     for stage in stages:
         _journey_stage(stage, is_last=stage is stages[-1])
     last, runs = stages[-1], [Path(stage.workdir) for stage in stages]
-    print(run_on_main(lambda: f"\n{tables.journey_table(runs)}"))
+    print(f"\n{on_main(tables.journey_table)(runs)}")
     if last.data.source == "kaggle":
         print(f"\n{tables.NOTEBOOK}")
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
@@ -274,11 +270,16 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
             for path in results:
                 path.unlink(missing_ok=True)  # of weights that are not the last
         _train(config, start)
-    if not run_on_main(lambda: all(path.exists() for path in results)):
+    if not _all_exist(results):
         _stop_if_requested()
         evaluate(config)
         _stop_if_requested()
         predict(config)
+
+
+@on_main
+def _all_exist(paths: Sequence[Path]) -> bool:
+    return all(path.exists() for path in paths)
 
 
 def _stop_if_requested() -> None:

@@ -12,6 +12,10 @@ import zipfile
 from pathlib import Path
 
 import py7zr
+import pytest
+
+from planet_jax.data import kaggle as downloads
+from planet_jax.runtime.errors import BadInput
 
 SLUG = "planet-understanding-the-amazon-from-space"
 MIRROR = "someone/planet"
@@ -82,6 +86,24 @@ FILES_OF_2017 = {
     "train-jpg.tar.7z": archive_of("train-jpg", TRAIN),
     "train_v2.csv.zip": zip_of({"train_v2.csv": table(TRAIN)}),
 }
+
+
+WHOLE = {"train_v2.csv": table(TRAIN)} | in_folder("train-jpg", TRAIN)
+WHOLE_TEST = {
+    **WHOLE,
+    "sample_submission_v2.csv": table(TEST | ADDITIONAL),
+    **in_folder("test-jpg", TEST),
+    **in_folder("test-jpg-additional", ADDITIONAL),
+}
+
+
+def refused(root, **options):
+    """Fetch, and return the one-line message of its BadInput."""
+    with pytest.raises(BadInput) as caught:
+        downloads.fetch(root, **options)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

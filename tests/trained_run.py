@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from planet_jax.data import loader
-from planet_jax.data.prepare import prepare
 from planet_jax.train.checkpoint import to_host
 from planet_jax.train.checkpoint_writer import CheckpointWriter
 from planet_jax.train.log import TrainLog
@@ -17,7 +16,7 @@ SKY = ["clear primary", "cloudy", "haze water", "partly_cloudy primary water", "
 
 def write_trained_run(config):
     """Save random weights as `latest` and `best`, scaled so that the logits have deviation 1."""
-    stage, data = make_stage(config, prepare(config.data, config.sample)), config.data
+    stage, data = make_stage(config), config.data
     variables = initial_state(stage, Start()).variables
     chips = loader.score_batches(
         stage.data, stage.train_rows, size=data.size, batch_size=data.batch_size

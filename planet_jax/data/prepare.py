@@ -38,7 +38,7 @@ def obtain(data: ConfigDict, sample: ConfigDict) -> None:
     if data.source == "folder":
         return
     # The main process first: the processes may share a disk, or each have one.
-    distributed.run_on_main(lambda: _obtain(data, sample))
+    distributed.on_main(_obtain)(data, sample)
     if not distributed.is_main_process():
         _obtain(data, sample)
 

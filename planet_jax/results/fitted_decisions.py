@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from planet_jax.runtime.distributed import run_on_main
+from planet_jax.runtime.distributed import on_main
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import write_json
 from planet_jax.score.calibration import Calibration
@@ -49,7 +49,7 @@ def load_decision(
     thresholds = np.full(len(classes), float(score.threshold))
     if score.decision_rule != "per_class" and not score.calibrate:
         return Decision(score.decision_rule, thresholds, None, weather)
-    saved = run_on_main(lambda: _read(Path(config.workdir) / FILE, fitted_to))
+    saved = _read(Path(config.workdir) / FILE, fitted_to)
     if score.decision_rule == "per_class":
         thresholds = np.array([saved["thresholds"][label] for label in classes])
     calibration = None
@@ -62,6 +62,7 @@ def load_decision(
     return Decision(score.decision_rule, thresholds, calibration, weather)
 
 
+@on_main
 def _read(path: Path, fitted_to: dict[str, Any]) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text())

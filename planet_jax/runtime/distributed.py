@@ -5,11 +5,12 @@ JAX ends all processes when one is lost (status 134; its log names the task). It
 collectives open ports, this module does not: the hosts belong on a trusted network.
 """
 
+import functools
 import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -22,7 +23,9 @@ from ml_collections import ConfigDict
 
 from planet_jax.runtime.errors import BadInput, first_few
 
+P = ParamSpec("P")
 T = TypeVar("T")
+Arrays = dict[str, np.ndarray]
 HEARTBEAT_TIMEOUT = 30  # seconds until a silent process counts as lost
 NO_TIMEOUT = 10**9  # milliseconds; a lost process ends the wait
 _calls = itertools.count()  # numbers the exchanges; every process makes the same ones in order
@@ -65,47 +68,57 @@ def is_main_process() -> bool:
     return global_state.process_id == 0
 
 
-def run_on_main(function: Callable[[], T]) -> T:
-    """Return in every process what `function` returns in the main one: JSON; tuples become lists.
+def on_main(function: Callable[P, T]) -> Callable[P, T]:
+    """Call `function` in the main process alone; all processes return its result or its BadInput.
 
-    Raises BadInput if the main process raised it.
+    The result is sent as JSON: tuples become lists.
     """
-    if process_count() == 1:
-        return function()
-    key = f"planet_jax/{next(_calls)}"
-    if is_main_process():
-        try:
-            reply: dict[str, Any] = {"value": function()}
-        except BadInput as error:
-            reply = {"error": str(error)}
-        client().key_value_set(key, json.dumps(reply))
-    else:
-        reply = json.loads(client().blocking_key_value_get(key, NO_TIMEOUT))
-    if "error" in reply:
-        raise BadInput(reply["error"])
-    return reply["value"]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if process_count() == 1:
+            return function(*args, **kwargs)
+        key, value, error = f"planet_jax/{next(_calls)}", None, ""
+        if is_main_process():
+            try:
+                value = function(*args, **kwargs)
+            except BadInput as bad_input:
+                error = str(bad_input)
+            client().key_value_set(key, json.dumps([value, error]))
+        value, error = json.loads(client().blocking_key_value_get(key, NO_TIMEOUT))
+        if error:
+            raise BadInput(error)
+        return value
+
+    return call
 
 
-def load_on_main(function: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return in every process the named arrays of the main one; raise as `run_on_main`."""
-    if process_count() == 1:
-        return function()
-    arrays: dict[str, np.ndarray] = {}
+def arrays_on_main(function: Callable[P, Arrays]) -> Callable[P, Arrays]:
+    """Do as `on_main` for a function that returns named arrays."""
 
-    def shapes() -> dict[str, Any]:
-        arrays.update(function())
-        return {name: [array.shape, array.dtype.name] for name, array in arrays.items()}
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Arrays:
+        arrays: Arrays = {}
 
-    for name, (shape, dtype) in run_on_main(shapes).items():
-        arrays.setdefault(name, np.empty(shape, dtype))
-    # Sent as bytes: the broadcast is a sum, which would change NaN and the sign of zero.
-    raw = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values()]
-    received = multihost_utils.broadcast_one_to_all(np.concatenate(raw))
-    parts = np.split(received, np.cumsum([part.size for part in raw])[:-1])
-    return {
-        name: part.view(array.dtype).reshape(array.shape)
-        for (name, array), part in zip(arrays.items(), parts, strict=True)
-    }
+        @on_main
+        def shapes() -> dict[str, Any]:
+            arrays.update(function(*args, **kwargs))
+            return {name: [array.shape, array.dtype.name] for name, array in arrays.items()}
+
+        for name, (shape, dtype) in shapes().items():
+            arrays.setdefault(name, np.empty(shape, dtype))
+        if process_count() == 1:
+            return arrays
+        # Sent as bytes: the broadcast is a sum, which would change NaN and the sign of zero.
+        raw = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values()]
+        received = multihost_utils.broadcast_one_to_all(np.concatenate(raw))
+        parts = np.split(received, np.cumsum([part.size for part in raw])[:-1])
+        return {
+            name: part.view(array.dtype).reshape(array.shape)
+            for (name, array), part in zip(arrays.items(), parts, strict=True)
+        }
+
+    return call
 
 
 def require_same(values: Mapping[str, Any]) -> None:
@@ -118,8 +131,8 @@ def require_same(values: Mapping[str, Any]) -> None:
     replies = [json.loads(client().blocking_key_value_get(k, NO_TIMEOUT)) for k in keys]
     if others := [i for i, reply in enumerate(replies) if reply != replies[0]]:
         names = [k for k in replies[0] if replies[0][k] != replies[others[0]].get(k)]
-        who = first_few((f"process {i}" for i in others), 5)
-        raise BadInput(f"{who} and process 0 differ in {first_few(names)}; give all the same")
+        who = f"processes 0 and {first_few(map(str, others), 5)}"
+        raise BadInput(f"{who} differ in {first_few(names)}; give all the same")
 
 
 def stop_requested() -> bool:

@@ -18,13 +18,12 @@ DIGESTS = "digests.json"
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder; rename it to `path` when the block succeeds.
 
     A file is flushed first, so a power cut leaves the older one or the new one. A block that raises
     changes nothing. Temporary files and folders of killed processes are deleted.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
         if not _is_running(leftover.name.split("-")[1]):
@@ -107,7 +106,7 @@ def lock_folder(folder: Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write indented JSON; NaN raises ValueError, since most readers refuse it."""
     with atomic_path(path) as temporary:
         temporary.write_text(_to_json(content))
@@ -119,11 +118,10 @@ def _to_json(content: Any) -> str:
 
 def seal(folder: Path) -> None:
     """Flush every file under `folder` to the disk and write their SHA-256 to digests.json."""
-    digests = {}
-    for name, path in _files(folder).items():
+    files = _files(folder)
+    for path in files.values():
         fsync(path)
-        digests[name] = _sha256(path)
-    write_json(folder / DIGESTS, digests)
+    write_json(folder / DIGESTS, {name: _sha256(path) for name, path in files.items()})
 
 
 def find_damage(folder: Path) -> str:
@@ -145,8 +143,7 @@ def find_damage(folder: Path) -> str:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path for path in paths}
+    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def _sha256(path: Path) -> str:

@@ -3,16 +3,11 @@
 import contextlib
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
-import tqdm
+from tqdm import tqdm
 
 from planet_jax.runtime.distributed import is_main_process
-
-with warnings.catch_warnings():  # without ipywidgets the bar in a notebook is text
-    warnings.simplefilter("ignore", tqdm.TqdmWarning)
-    import tqdm.auto
 
 SECONDS_BETWEEN_LINES = 10.0
 Advance = Callable[..., None]  # advance(n=1, note="")
@@ -21,7 +16,7 @@ Advance = Callable[..., None]  # advance(n=1, note="")
 def notify(line: str) -> None:
     """Print one line to stderr above a progress bar; only the main process prints."""
     if is_main_process():
-        tqdm.auto.tqdm.write(line, file=sys.stderr)
+        tqdm.write(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -40,7 +35,7 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
             notify(f"{description}: {done}/{total} {unit}{'  ' + note if note else ''}")
             last = now
 
-    with tqdm.auto.tqdm(
+    with tqdm(
         desc=description, total=total, initial=done, unit=f" {unit}", disable=not shows_bar
     ) as bar:
         yield advance

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from planet_jax.runtime.distributed import load_on_main, run_on_main
+from planet_jax.runtime.distributed import arrays_on_main, on_main
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import find_damage
 from planet_jax.runtime.progress import notify
@@ -74,7 +74,7 @@ class Checkpoint:
           BadInput: Orbax cannot read them.
         """
         path = self.run / "checkpoints" / self.kind / str(self.metadata.step)
-        return load_on_main(lambda: _restore(path, items))
+        return _restore(path, items)
 
 
 def open_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Checkpoint | None:
@@ -83,7 +83,7 @@ def open_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Checkpoi
     Raises:
       BadInput: all are damaged; with `newest_only`, the newest is.
     """
-    content = run_on_main(lambda: _read_newest(run / "checkpoints" / kind, newest_only))
+    content = _read_newest(run / "checkpoints" / kind, newest_only)
     return None if content is None else Checkpoint(run, kind, Metadata.from_json(content))
 
 
@@ -99,6 +99,7 @@ def require_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Check
     return checkpoint
 
 
+@on_main
 def _read_newest(folder: Path, newest_only: bool) -> dict[str, Any] | None:
     steps = list_steps(folder)
     for step in reversed(steps):
@@ -129,6 +130,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return content
 
 
+@arrays_on_main
 def _restore(path: Path, items: tuple[str, ...]) -> Flat:
     args = {item: ocp.args.StandardRestore() for item in items}
     try:

@@ -6,32 +6,27 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from planet_jax.runtime.distributed import run_on_main
+from planet_jax.runtime.distributed import on_main
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import lock_folder
 
 
+@on_main
 def check_writable(run: Path) -> None:
     """Refuse a folder that cannot be created or written to.
 
     Raises:
       BadInput: naming the folder and the reason.
     """
-
-    def check() -> None:
-        is_new = not run.exists()
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=run):
-                pass
-            if is_new:
-                run.rmdir()
-        except OSError as error:
-            raise BadInput(
-                f"config.workdir = {run}: cannot be written to ({error.strerror})"
-            ) from None
-
-    run_on_main(check)
+    is_new = not run.exists()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+        if is_new:
+            run.rmdir()
+    except OSError as error:
+        raise BadInput(f"config.workdir = {run}: cannot be written to ({error.strerror})") from None
 
 
 @contextlib.contextmanager
@@ -45,13 +40,14 @@ def exclusive(run: Path) -> Iterator[None]:
     is_new = not run.exists()
     with contextlib.ExitStack() as stack:
 
+        @on_main
         def lock() -> None:
             try:
                 stack.enter_context(lock_folder(run, wait=False))
             except BlockingIOError:
                 raise BadInput(f"config.workdir = {run}: another process trains there") from None
 
-        run_on_main(lock)
+        lock()
         try:
             yield
         except BadInput:

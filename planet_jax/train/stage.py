@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from planet_jax.data import labels, loader
 from planet_jax.data.dataset import Dataset
+from planet_jax.data.prepare import prepare
 from planet_jax.model import classifier
-from planet_jax.runtime.distributed import run_on_main
+from planet_jax.runtime.distributed import on_main
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.optimizer import Schedule, group_rates, one_cycle
 from planet_jax.train.steps import TrainState, make_predict_step, make_train_step, to_devices
@@ -121,18 +122,17 @@ class Stage:
         )
 
 
-def make_stage(config: ConfigDict, data: Dataset, epoch_offset: int = 0) -> Stage:
-    """Split the data set into chips that train and chips that validate, as the notebook does.
+def make_stage(config: ConfigDict, epoch_offset: int = 0) -> Stage:
+    """Prepare the chips and split them into those that train and validate, as the notebook does.
 
     Raises:
-      BadInput: no chip validates, or the devices cannot share a batch.
+      BadInput: as `prepare`; no chip validates; or the devices cannot share a batch.
     """
-    options, n = config.data, len(data.labels.names)
+    options, data = config.data, prepare(config.data, config.sample)
+    n = len(data.labels.names)
     train_rows, valid_rows = labels.split(n, options.valid_fraction, options.split_seed)
     if options.subset:
-        # The main process reads the file, which may be in the run folder.
-        rows = run_on_main(lambda: _subset_rows(data, train_rows, options.subset))
-        train_rows = np.array(rows, int)
+        train_rows = np.array(_subset_rows(data, train_rows, options.subset), int)
     if len(valid_rows) == 0:
         raise BadInput(
             f"config.data.valid_fraction: none of the {n} chips of {options.root} validates; "
@@ -142,6 +142,7 @@ def make_stage(config: ConfigDict, data: Dataset, epoch_offset: int = 0) -> Stag
     return Stage(config, data, train_rows, valid_rows, epoch_offset)
 
 
+@on_main  # the file may be in the run folder
 def _subset_rows(data: Dataset, rows: Int[np.ndarray, " n"], file: str) -> list[int]:
     return labels.subset(data.labels, rows, Path(file)).tolist()
 

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from planet_jax.model import classifier, weights
-from planet_jax.runtime.distributed import load_on_main, run_on_main
+from planet_jax.runtime.distributed import arrays_on_main, on_main
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.progress import notify
 from planet_jax.train.checkpoint import (
     Checkpoint,
+    Flat,
     from_host,
     open_checkpoint,
     require_checkpoint,
@@ -63,7 +65,7 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
             notify(f"{run}: init_from starts from an unfinished run, step {step} of {steps}")
         return Start(previous=checkpoint)
     if needs_weights:
-        run_on_main(lambda: weights.require(config.model.weights))
+        on_main(weights.require)(config.model.weights)
     return Start()
 
 
@@ -76,8 +78,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     config = stage.config
     variables = classifier.init(len(stage.classes), config.seed, config.model.name)
     if start.previous is None:
-        fresh = variables
-        flat = load_on_main(lambda: to_host(weights.fill(fresh, config.model.weights)))
+        flat = _filled(variables, config.model.weights)
         return create_state(from_host(flat, variables, config.model.weights), config.optim.freeze)
     metadata, run = start.previous.metadata, start.previous.run
     check_vocabulary(start.previous, stage)
@@ -85,6 +86,11 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
         notify(f"{run} validated on other chips: it may have trained on some of these")
     flat = start.previous.arrays("weights")
     return create_state(from_host(flat, variables, str(run)), config.optim.freeze)
+
+
+@arrays_on_main
+def _filled(variables: Any, source: str) -> Flat:
+    return to_host(weights.fill(variables, source))
 
 
 def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:

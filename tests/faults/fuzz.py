@@ -25,7 +25,8 @@ from planet_jax.model import weights as torchvision_weights
 from planet_jax.runtime import files
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import DIGESTS, find_damage, seal
-from planet_jax.train.checkpoint import CheckpointWriter, require_checkpoint
+from planet_jax.train.checkpoint import require_checkpoint
+from planet_jax.train.checkpoint_writer import CheckpointWriter
 from planet_jax.train.log import LogState, Mark, Smooth
 from planet_jax.train.metadata import Metadata, Provenance
 from tests.faults.outcome import Row

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 
 from planet_jax import commands
 from planet_jax.data.augment import render
-from planet_jax.data.prepare import prepare
 from planet_jax.model.classifier import IMAGENET_MEAN, IMAGENET_STD
 from planet_jax.results import inference
 from planet_jax.results.export.function import resize
@@ -190,7 +189,7 @@ def test_torch_computes_the_same_from_the_weights(request):
 def test_weights_are_those_of_the_run(run):
     file = run / "run" / "export" / "model.safetensors"
     config = small_config(run, workdir=str(run / "again"), **{"model.weights": str(file)})
-    stage = make_stage(config, prepare(config.data, config.sample))
+    stage = make_stage(config)
     trained = small_config(run)
     (model,) = inference.load_models(trained, inference.open_runs(trained))
     variables = initial_state(stage, Start()).variables

@@ -52,7 +52,7 @@ def statuses(processes, seconds=600):
 def test_single_process_needs_no_others():
     assert distributed.is_main_process()
     assert distributed.process_count() == 1
-    assert distributed.run_on_main(lambda: (1, "a")) == (1, "a")
+    assert distributed.on_main(lambda: (1, "a"))() == (1, "a")
     assert not distributed.stop_requested()
     distributed.require_same({"any": 1})
 
@@ -62,7 +62,7 @@ def test_processes_with_different_options_are_refused(start_hosts, tmp_path):
     assert statuses(processes) == [2, 2]
     for i in range(2):
         line = (tmp_path / f"err{i}").read_text().splitlines()[-1]
-        assert line.endswith("process 1 and process 0 differ in config.seed; give all the same")
+        assert line.endswith("processes 0 and 1 differ in config.seed; give all the same")
     assert not (tmp_path / "host0" / "run").exists()
 
 

@@ -13,12 +13,12 @@ from planet_jax.train.checkpoint import require_checkpoint, to_host
 from planet_jax.train.run_folder import exclusive
 from planet_jax.train.stage import make_stage
 from planet_jax.train.start import find_start, initial_state
-from tests.support import LABELS, SHARED, small_config, write_chips
+from tests.support import LABELS, needs_shared, small_config, write_chips
 
 
 def stage_and_state(config):
     start = find_start(config, resume=False)
-    stage = make_stage(config, commands.prepare(config), start.epoch_offset)
+    stage = make_stage(config, start.epoch_offset)
     return stage, initial_state(stage, start)
 
 
@@ -132,7 +132,7 @@ def test_refused_input_leaves_no_run_folder(tmp_path):
         commands.lr_range(config)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not here")
+@needs_shared
 def test_steps_csv_holds_fastais_one_cycle(tmp_path, reference):
     """50 steps of a run: 10 epochs of 5 here, 5 of 10 there, the same cycle."""
     commands.train(small_config(tmp_path, **{"train.epochs": 10}))

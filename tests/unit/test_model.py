@@ -1,27 +1,15 @@
 import functools
 import itertools
 
-import flax.linen as nn
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors.numpy import save_file
 
-from planet_jax.model import classifier, weights
-from planet_jax.model.layers import PRECISIONS, Conv, Dropout, convolve, relu
-from planet_jax.model.norm import (
-    BatchNorm,
-    FoldedBatchNorm,
-    PooledBatchNorm,
-    moments_of_product,
-    worth_folding,
-)
+from planet_jax.model import classifier
+from planet_jax.model.layers import PRECISIONS, Conv, Dropout, relu
 from planet_jax.model.resnet import Bottleneck
 from planet_jax.model.summary import layer_table
-from planet_jax.runtime.errors import BadInput
 from tests.support import needs_shared
 
 
@@ -53,105 +41,6 @@ def test_convolution_and_its_gradients_are_xlas(kernel, stride, width):
 
     for a, b in zip(value_and_gradients(ours), value_and_gradients(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_batch_norm_is_torchs():
-    """The biased variance normalizes; the running one takes the unbiased, with momentum 0.1."""
-    rng = np.random.default_rng(0)
-    x = (3 + 2 * rng.standard_normal((6, 2, 2, 4))).astype(np.float32)
-    variables = {
-        "params": {"scale": rng.random(4), "bias": rng.random(4)},
-        "batch_stats": {"mean": rng.random(4), "var": rng.random(4)},
-    }
-    norm = BatchNorm()
-    out, changed = norm.apply(variables, x, train=True, mutable=["batch_stats"])
-    flat = x.reshape(-1, 4).astype(np.float64)
-    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
-    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * scale + bias
-    np.testing.assert_allclose(out.reshape(-1, 4), expected, rtol=1e-4, atol=1e-5)
-    old = variables["batch_stats"]
-    new = changed["batch_stats"]
-    np.testing.assert_allclose(new["mean"], 0.9 * old["mean"] + 0.1 * flat.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
-    scored = norm.apply(variables, x, train=False)
-    expected = (x - old["mean"]) / np.sqrt(old["var"] + 1e-5) * scale + bias
-    np.testing.assert_allclose(scored, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("rows", [2, 16])  # a side: too few for folding, and enough
-def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
-    """Output, statistics and all three gradients, in float64 to show errors of the formula only."""
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        x = 1 + rng.standard_normal((4, rows, rows, 8))
-        kernel = rng.standard_normal((1, 1, 8, 12))
-        assert worth_folding(x) == (rows == 16)
-        variables = _random_norm(rng, 12)
-
-        def short(params, x, kernel):
-            return _normed(FoldedBatchNorm, params, variables, x, kernel)
-
-        def long(params, x, kernel):
-            return _normed(BatchNorm, params, variables, convolve(x, kernel))
-
-        _same(short, long, variables["params"], x, kernel)
-
-
-@pytest.mark.parametrize("size", [9, 8])
-def test_batch_norm_of_pooled_maxima_is_the_pool_of_batch_norm(size):
-    """With gains of both signs; a negative one reverses the order of values. Gradients too."""
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        x = rng.standard_normal((4, size, size, 12))
-        variables = _random_norm(rng, 12)
-        assert (np.sign(variables["params"]["scale"]) < 0).any()
-
-        def short(params, x):
-            return _normed(PooledBatchNorm, params, variables, x)
-
-        def long(params, x):
-            out, stats = _normed(BatchNorm, params, variables, x)
-            return nn.max_pool(out, (3, 3), (2, 2), ((1, 1), (1, 1))), stats
-
-        _same(short, long, variables["params"], x)
-
-
-def _random_norm(rng, width):
-    params = {"scale": rng.standard_normal(width), "bias": rng.standard_normal(width)}
-    stats = {"mean": rng.standard_normal(width), "var": 1 + rng.random(width)}
-    return {"params": params, "batch_stats": stats}
-
-
-def _normed(norm, params, variables, *inputs):
-    return norm(precision=PRECISIONS["float64"]).apply(
-        variables | {"params": params}, *inputs, train=True, mutable=["batch_stats"]
-    )
-
-
-def _same(short, long, *arguments):
-    def loss(function):
-        def weighted(*arguments):
-            out, stats = function(*arguments)
-            weight = np.random.default_rng(1).standard_normal(out.shape)
-            return (jnp.sin(out) * weight).sum(), (out, stats)
-
-        return jax.jit(jax.value_and_grad(weighted, tuple(range(len(arguments))), has_aux=True))
-
-    for a, b in zip(*(jax.tree.leaves(loss(f)(*arguments)) for f in (short, long)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(b).max())
-
-
-def test_moments_of_a_product_are_summed_in_float32():
-    """With a large mean, the variance is a small difference of large sums.
-
-    Rounding the products to bfloat16 would change it by more than its size.
-    """
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(4 + rng.standard_normal((2048, 16)), jnp.bfloat16)
-    kernel = rng.standard_normal((16, 24)).astype(np.float32)
-    mean, square, _ = moments_of_product(x, kernel)
-    product = np.asarray(x, np.float64) @ kernel
-    np.testing.assert_allclose(square - mean**2, product.var(0), rtol=1e-3)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -272,79 +161,3 @@ def test_summary_is_fastais(reference):
     assert sum(r.parameters for r in unfrozen if r.trainable) == 25_623_633
     assert {r.trainable for r in unfrozen if r.parameters} == {True}
     assert layer_table(17, 256, freeze=True)[0].output == (64, 128, 128)
-
-
-@pytest.fixture
-def random_weights(resnet50_shapes):
-    """Weights of ResNet50 for 17 classes, drawn from a seed without compiling its init."""
-
-    def draw(seed):
-        rng = np.random.default_rng(seed)
-        leaves = lambda leaf: rng.random(leaf.shape, np.float32)  # noqa: E731
-        return jax.tree.map(leaves, resnet50_shapes)
-
-    return draw
-
-
-def test_weights_there_and_back(random_weights):
-    variables = random_weights(0)
-    state = weights.to_torchvision(variables)
-    assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
-    assert state["head.8.weight"].shape == (17, 512)
-    body = {k: v for k, v in state.items() if not k.startswith("head.")}
-    params, batch_stats = weights.from_torchvision(body | {"bn1.num_batches_tracked": np.array(3)})
-    for tree, kind in ((params, "params"), (batch_stats, "batch_stats")):
-        jax.tree.map(np.testing.assert_array_equal, tree, dict(variables[kind]["backbone"]))
-
-
-def test_weights_from_a_file_with_and_without_a_head(tmp_path, random_weights):
-    source, fresh = random_weights(0), random_weights(1)
-    state = weights.to_torchvision(source)
-    state["fc.weight"] = np.zeros((1000, 2048), np.float32)
-    save_file(state, tmp_path / "whole.safetensors")
-    filled = weights.fill(fresh, str(tmp_path / "whole.safetensors"))
-    jax.tree.map(np.testing.assert_array_equal, filled, source)
-    body = {k: v for k, v in state.items() if not k.startswith("head.")}
-    save_file(body, tmp_path / "body.safetensors")
-    filled = weights.fill(fresh, str(tmp_path / "body.safetensors"))
-    for kind in ("params", "batch_stats"):
-        jax.tree.map(
-            np.testing.assert_array_equal, filled[kind]["backbone"], source[kind]["backbone"]
-        )
-        jax.tree.map(np.testing.assert_array_equal, filled[kind]["head"], fresh[kind]["head"])
-    assert weights.fill(fresh, "random") is fresh
-
-
-def test_wrong_weights_are_all_named(tmp_path, random_weights):
-    variables = random_weights(0)
-    state = weights.to_torchvision(variables)
-    del state["layer2.1.bn2.bias"]
-    state["conv1.weight"] = np.zeros((64, 3, 3, 3), np.float32)
-    state["layer9.weight"] = np.zeros(3, np.float32)
-    state["bn1.bias"] = np.full(64, np.nan, np.float32)
-    save_file(state, tmp_path / "wrong.safetensors")
-    with pytest.raises(BadInput) as caught:
-        weights.fill(variables, str(tmp_path / "wrong.safetensors"))
-    for problem in (
-        "layer2.1.bn2.bias is missing",
-        "layer9.weight is not known",
-        "conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7)",
-        "bn1.bias is not finite",
-    ):
-        assert problem in str(caught.value)
-    (tmp_path / "none.safetensors").write_bytes(b"PK\x03\x04 no such thing")
-    for file in ("none.safetensors", "absent.safetensors"):
-        with pytest.raises(BadInput, match="cannot be read as safetensors"):
-            weights.fill(variables, str(tmp_path / file))
-
-
-def test_without_the_hub_the_way_out_is_named(monkeypatch, tmp_path):
-    def unreachable(repo, file):
-        assert (repo, file) == ("timm/resnet50.tv_in1k", "model.safetensors")
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    with pytest.raises(
-        BadInput, match=r"model\.weights=imagenet: .* cannot be fetched .* to its path"
-    ):
-        weights.fill({}, "imagenet")

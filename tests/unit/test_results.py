@@ -12,7 +12,6 @@ from PIL import Image
 from planet_jax import commands
 from planet_jax.data import loader
 from planet_jax.data.labels import read_labels, split
-from planet_jax.data.prepare import prepare
 from planet_jax.results import inference
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.stage import make_stage
@@ -104,20 +103,18 @@ def test_mistakes_can_be_trained_on(run, tmp_path):
         run, init_from=str(run / "run"), workdir=str(tmp_path / "again"),
         **{"data.subset": str(mistakes)},
     )  # fmt: skip
-    next_stage = make_stage(config, prepare(config.data, config.sample))
+    next_stage = make_stage(config)
     chosen = {next_stage.data.labels.names[row] for row in next_stage.train_rows}
     assert chosen == names
     assert find_start(config).previous.run == run / "run"
     with pytest.raises(BadInput, match=r"names no chip that is trained on.*score\.split=train"):
-        make_stage(
-            small_config(run, **{"data.subset": str(run / "run" / "chips.csv")}), next_stage.data
-        )
+        make_stage(small_config(run, **{"data.subset": str(run / "run" / "chips.csv")}))
 
 
 def test_fastai_views_follow_fastais_source(run):
     """0.4 of the plain chip + 0.6 of eight zoomed corners, four of them flipped, augmented."""
     config = small_config(run, **{"score.test_time_augmentation": "fastai", "data.decoded": False})
-    stage = make_stage(config, prepare(config.data, config.sample))
+    stage = make_stage(config)
     (model,) = inference.load_models(config, inference.open_runs(config))
     source = partial(loader.score_batches, stage.data, stage.valid_rows)
     logits = inference.ensemble_logits([model], source, 8, "scoring")

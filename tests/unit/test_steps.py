@@ -7,7 +7,6 @@ import pytest
 import scipy.special
 
 from planet_jax.data import augment
-from planet_jax.data.prepare import prepare
 from planet_jax.model import classifier
 from planet_jax.model.layers import BATCH_AXIS
 from planet_jax.model.norm import BatchNorm
@@ -184,7 +183,7 @@ def test_eight_views_give_a_chip_and_its_mirror_the_same_logits(network):
 def test_the_range_test_leaves_no_trace(tmp_path):
     shapes = {"data.size": 64, "data.batch_size": 16}  # of one_batch, to compile the step once
     config = small_config(tmp_path, **{"lr_range.steps": 20}, **shapes)
-    stage = make_stage(config, prepare(config.data, config.sample))
+    stage = make_stage(config)
     state = initial_state(stage, Start())
     before = jax.tree.map(np.array, state)
     lrs, losses = lr_range.run(stage, state)
