@@ -4,7 +4,7 @@
     python -m planet_jax.main journey --config configs/demo.py
 
 Each stage is the notebook's own config at half the size, from random weights, with fewer chips,
-epochs and points of the learning-rate range test. `configs/demo.py:stage1` is one of them.
+epochs and points of the learning-rate range test. `--config demo:stage1` is one of them.
 
 Expected: F2 0.79 on 56 validation chips, where the best constant prediction has 0.69. It takes four
 minutes on two cores of an Intel Xeon.
@@ -12,26 +12,21 @@ minutes on two cores of an Intel Xeon.
 
 from ml_collections import ConfigDict
 
-from configs import stage1, stage1_256, stage2, stage2_256
 from planet_jax.config import get_config as base
+from planet_jax.config_file import load
 from planet_jax.runtime.errors import BadInput, did_you_mean
 
-STAGES = {
-    "stage1": stage1,
-    "stage2": stage2,
-    "stage1_256": stage1_256,
-    "stage2_256": stage2_256,
-}
+STAGES = ("stage1", "stage2", "stage1_256", "stage2_256")
 
 
 def get_config(stage: str = "") -> ConfigDict:
     if not stage:
         config = base()
-        config.stages = tuple(f"configs/demo.py:{name}" for name in STAGES)
+        config.stages = tuple(f"demo:{name}" for name in STAGES)
         return config
     if stage not in STAGES:
-        raise BadInput(f"configs/demo.py:{stage}: no such stage; {did_you_mean(stage, STAGES)}")
-    config = STAGES[stage].get_config()
+        raise BadInput(f"demo:{stage}: no such stage; {did_you_mean(stage, STAGES)}")
+    config = load(stage)
     config.workdir = config.workdir.replace("runs", "runs/demo")
     config.checkpoint = "latest"  # "best" is chosen on the chips that are scored
     config.init_from = config.init_from.replace("runs", "runs/demo")

@@ -14,10 +14,5 @@ from planet_jax.config import get_config as base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.stages = (
-        "configs/stage1.py",
-        "configs/stage2.py",
-        "configs/stage1_256.py",
-        "configs/stage2_256.py",
-    )
+    config.stages = ("stage1", "stage2", "stage1_256", "stage2_256")
     return config

@@ -233,7 +233,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
     """
     stages = [load(file) for file in config.stages]
     if not stages:
-        raise BadInput("config.stages is empty; try --config configs/demo.py")
+        raise BadInput("config.stages is empty; try --config demo")
     if own := sorted({"workdir", "init_from"} & overrides.keys()):
         raise BadInput(f"config.{own[0]} is each stage's own; a journey cannot set it for all")
     if overrides.get("score.split", "valid") != "valid":

@@ -14,6 +14,9 @@ from ml_collections.config_flags import tuple_parser
 from planet_jax.config import OPTIONS, RENAMED, unknown_option, validate
 from planet_jax.runtime.errors import BadInput, did_you_mean
 
+_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+SHIPPED = next(folder for folder in _FOLDERS if folder.is_dir())  # in a wheel, in a checkout
+
 
 class TupleParser(tuple_parser.TupleParser):
     """Parse the tuple in a flag: `1e-4,2e-3`, `runs/a,runs/b`, `runs/a` or `('runs/a',)`.
@@ -32,29 +35,33 @@ class TupleParser(tuple_parser.TupleParser):
         return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def check_flags(arguments: Sequence[str]) -> None:
-    """Check the names in `--config FILE` and `--config.OPTION` before absl parses them.
+def check_flags(arguments: Sequence[str]) -> list[str]:
+    """Check `--config FILE` and `--config.OPTION` before absl parses them.
 
-    absl's own messages have many lines and do not name the nearest option.
+    absl's own messages have many lines and do not name the nearest option. Returns the arguments
+    with the path of a shipped config in place of its name.
 
     Raises:
       BadInput: the file does not exist, or a flag or option is unknown.
     """
-    flags = ["config", *(f"config.{name}" for name in OPTIONS)]
+    flags, checked = ["config", *(f"config.{name}" for name in OPTIONS)], list(arguments)
     for i, argument in enumerate(arguments):
-        name, _, value = argument.lstrip("-").partition("=")
+        name, equals, value = argument.lstrip("-").partition("=")
         option = name.removeprefix("no").removeprefix("config.")
         if name.startswith(("config.", "noconfig.")):
             if option not in OPTIONS:
                 raise BadInput(f"--{unknown_option(option)}")
         elif name == "config" and argument.startswith("-"):
-            _config_path(value or next(iter(arguments[i + 1 :]), ""))
+            file = value if equals else next(iter(arguments[i + 1 :]), "")
+            path = ":".join(filter(None, _config_path(file)))
+            checked[i if equals else i + 1] = f"--config={path}" if equals else path
         elif argument.startswith("--") and (close := difflib.get_close_matches(name, flags, 1)):
             raise BadInput(f"--{name} is no flag; did you mean --{close[0]}?")
+    return checked
 
 
 def load(file: str) -> ConfigDict:
-    """Load `configs/demo.py`, or `configs/demo.py:stage1`: the config of get_config("stage1").
+    """Load `configs/demo.py`, or by name `demo`; `demo:stage1` is its get_config("stage1").
 
     Raises:
       BadInput: the file does not exist, it fails, or an option in it is wrong.
@@ -85,12 +92,13 @@ def file_error(file: str, error: Exception) -> BadInput:
 
 
 def _config_path(file: str) -> tuple[str, str]:
-    """Split `PATH` or `PATH:ARGUMENT`; raise BadInput when PATH does not exist."""
-    path, colon, argument = file.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        path, argument = file, ""
-    if not Path(path).is_file():
-        siblings = list(Path(path).parent.glob("*.py")) if path else []
-        hint = did_you_mean(path, map(str, siblings or Path("configs").glob("*.py")))
+    """Split `PATH` or `NAME`, each perhaps with `:ARGUMENT`; raise BadInput if no file is found."""
+    name, _, argument = file.partition(":")
+    path = Path(name)
+    if not path.suffix and path.name == name:
+        path = SHIPPED / f"{name}.py"
+    if not path.is_file():
+        siblings = [] if path.parent == SHIPPED else list(map(str, path.parent.glob("*.py")))
+        hint = did_you_mean(name, siblings or [path.stem for path in SHIPPED.glob("*.py")])
         raise BadInput(f"--config={file}: no such file; {hint}")
-    return path, argument
+    return str(path), argument

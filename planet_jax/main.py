@@ -1,5 +1,7 @@
 """`python -m planet_jax.main [COMMAND] --config FILE [--config.OPTION=VALUE ...]`
 
+An installed package also runs as `planet-jax`. FILE is a path, or the name of a shipped config.
+
 Exit status: 0 done, 1 a failure, 2 a mistake in the input, 130 Ctrl-C, 143 SIGTERM, 134 when JAX
 ends a process because another one of the run was lost.
 """
@@ -21,7 +23,7 @@ from planet_jax import config, config_file
 from planet_jax.runtime import memory
 from planet_jax.runtime.errors import BadInput, RunFailed, did_you_mean, resource_error
 
-COMMANDS = (
+COMMANDS = (  # functions of commands.py, which imports all libraries
     "train", "prepare", "preflight", "summary", "show_batch", "lr_range", "evaluate", "predict",
     "export", "report", "journey",
 )  # fmt: skip
@@ -37,7 +39,7 @@ DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 def parse(argv: list[str]) -> list[str]:
     """Parse absl's flags; exit with one line and status 2 if they are wrong."""
     try:
-        config_file.check_flags(argv[1:])
+        argv[1:] = config_file.check_flags(argv[1:])  # in place: ml_collections reads sys.argv
         return flags.FLAGS(argv)
     except flags.Error as error:
         sys.exit(report(BadInput(str(error))))
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> None:
             wrong = " ".join(others) or command
             raise BadInput(f"{wrong} is no command; {did_you_mean(wrong, COMMANDS)}")
         if FLAG.value is None:
-            raise BadInput("--config is missing; try --config configs/smoke.py")
+            raise BadInput("--config is missing; try --config smoke")
         config.validate(FLAG.value)
     except BadInput as error:
         sys.exit(report(error))
@@ -123,7 +125,12 @@ def format_warning(
     return f"planet_jax: {text}{hint}\n"
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Run the command of sys.argv: the entry point `planet-jax`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits for compilations
     memory.limit_arenas()
     app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    cli()

@@ -35,7 +35,7 @@ def write_trained_run(config):
         valid_chips=len(stage.valid_rows),
         train_fingerprint=labels.fingerprint(stage.train_rows),
         valid_fingerprint=labels.fingerprint(stage.valid_rows),
-        provenance=Provenance.of_this_process(config),
+        provenance=Provenance.current(config),
         log=TrainLog(run, stage.schedule, data.batch_size, None).state(),
     )
     with CheckpointWriter(run, resumed_step=0) as writer:

@@ -15,7 +15,7 @@ from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.progress import notify
 
 DOWNLOADS = ".downloads"  # folder in the root for archives that are not unpacked yet
-MANY = 2000  # files; a longer list is of single chips, and to list all takes minutes
+MANY = 2000  # files; a longer list holds single chips, and to read it whole takes minutes
 
 
 class _NotAvailable(BadInput):

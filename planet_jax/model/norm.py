@@ -43,7 +43,7 @@ class _Norm(nn.Module):
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """Return the mean, and the gain: `scale` over the standard deviation.
 
-        Both are of the running statistics if `batch` is None. Otherwise they are the batch's,
+        Both come from the running statistics if `batch` is None. Otherwise they are the batch's,
         and its moments update the running statistics.
         """
         shape, dtype = scale.shape, self.precision.state

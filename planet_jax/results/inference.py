@@ -70,7 +70,7 @@ def load_models(config: ConfigDict, checkpoints: Sequence[Checkpoint]) -> list[T
     """Read the weights of opened checkpoints.
 
     Raises:
-      BadInput: they are of another network than the config names.
+      BadInput: they belong to another network than the config names.
     """
     return [_load_model(config, checkpoint) for checkpoint in checkpoints]
 

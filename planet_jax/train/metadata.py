@@ -29,7 +29,7 @@ class Provenance:
     allowed_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def of_this_process(cls, config: ConfigDict) -> "Provenance":
+    def current(cls, config: ConfigDict) -> "Provenance":
         """Collect options, package versions, the git commit and the devices."""
         git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()

@@ -47,7 +47,7 @@ class Start:
 
 
 def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = True) -> Start:
-    """Open the checkpoint that the stage starts from, or check that its weights are at hand.
+    """Open the checkpoint that the stage starts from, or check that its weights exist.
 
     Raises:
       BadInput: they are missing or damaged (if the stage `needs_weights`).
@@ -73,7 +73,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     """Return the state before the first step: weights, and an optimizer without history.
 
     Raises:
-      BadInput: the weights are of another model or vocabulary.
+      BadInput: the weights belong to another model or vocabulary.
     """
     config = stage.config
     variables = classifier.init(len(stage.classes), config.seed, config.model.name)

@@ -8,7 +8,7 @@ COLUMNS = ("step", "loss")
 
 
 def test_table_is_cut_back_to_its_mark(tmp_path, capsys):
-    """Rows after the mark are of steps that a resumed run repeats."""
+    """Rows after the mark belong to steps that a resumed run repeats."""
     path = tmp_path / "steps.csv"
     table = Table(path, COLUMNS, None)
     assert path.read_text() == "step,loss\n"

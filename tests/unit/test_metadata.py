@@ -23,7 +23,7 @@ def metadata():
     return Metadata(
         step=7, steps=10, steps_per_epoch=5, epoch_offset=3, classes=("a", "b"),
         train_chips=20, valid_chips=4, train_fingerprint="1" * 64, valid_fingerprint="2" * 64,
-        provenance=Provenance.of_this_process(get_config()), log=log,
+        provenance=Provenance.current(get_config()), log=log,
     )  # fmt: skip
 
 

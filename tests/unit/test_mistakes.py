@@ -13,7 +13,7 @@ from tests.support import ROOT, assert_refusal
 REFUSED = {
     "command": (["trian", "--config=configs/smoke.py"], "trian is no command; did you mean train"),
     "two": (["train", "now", "--config", "configs/smoke.py"], "now is no command"),
-    "no config": ([], "--config is missing; try --config configs/smoke.py"),
+    "no config": ([], "--config is missing; try --config smoke"),
     "file": (["--config", "configs/smok.py"], "no such file; did you mean configs/smoke.py?"),
     "option": (
         ["--config=configs/smoke.py", "--config.optim.lrr=3"],

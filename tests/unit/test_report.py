@@ -131,7 +131,7 @@ def test_commands_repeat_the_runs(config, path, monkeypatch):
     for command, run in zip(trained, ("one", "two", "two", "two"), strict=True):
         values = flags.FlagValues()
         flag = config_flags.DEFINE_config_file("config", flag_values=values)
-        command[command.index("configs/base.py")] = str(ROOT / "configs" / "base.py")
+        command[command.index("base")] = str(ROOT / "configs" / "base.py")
         monkeypatch.setattr("sys.argv", command[3:])  # config_flags reads it
         values(command[3:])
         about = f"{config.workdir}/../{run}/config.json"

@@ -77,13 +77,13 @@ class RunFolder:
 
 
 def command(name: str, options: dict[str, Any]) -> str:
-    """Return the command line that runs `name` with `options`, starting from configs/base.py."""
+    """Return the command line that runs `name` with `options`, starting from the defaults."""
     flags = [
         f"--config.{option}={tuple(value) if isinstance(value, list) else value}"
         for option, value in options.items()
         if differs(option, value)
     ]
-    start = ["python", "-m", "planet_jax.main", name, "--config", "configs/base.py"]
+    start = ["python", "-m", "planet_jax.main", name, "--config", "base"]
     return shlex.join([*start, *flags])
 
 
