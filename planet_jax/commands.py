@@ -1,4 +1,4 @@
-"""One function a command. Each takes a checked config and prints what it did.
+"""The commands, one function each: it takes a checked config and prints its results.
 
 In a run of several processes all of them compute, and the main process writes and prints.
 """
@@ -52,7 +52,7 @@ def prepare(config: ConfigDict) -> Dataset:
 
 
 def train(config: ConfigDict) -> None:
-    """Train the stage in config.workdir, or resume it; of a finished run only print so."""
+    """Train or resume the stage in config.workdir; if it is finished, print only that."""
     with exclusive(Path(config.workdir)):
         _train(config, find_start(config))
 
@@ -68,7 +68,7 @@ def _train(config: ConfigDict, start: Start) -> None:
 
 @on_main
 def _draw_history(run: Path) -> str:
-    """Draw history.png and return the notebook's table; of damaged tables return a warning."""
+    """Draw history.png; return the history table, or a warning if a table is damaged."""
     try:
         pictures.save(pictures.training_curves(run), run / "history.png")
         table = tables.history_table(run)
@@ -134,7 +134,7 @@ def lr_range(config: ConfigDict) -> Figure:
     for name, lr in zip(pictures.SUGGESTIONS, suggestions, strict=False):
         print(f"{name}: {lr:.2E}")
     if not suggestions:
-        print(f"no suggestion: the loss exploded after {len(lrs)} steps")
+        print(f"no suggestion: the loss diverged after {len(lrs)} steps")
     print(f"{run / 'lr_range.png'}: the curve")
     return figure
 
@@ -168,7 +168,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     if is_main_process():
         written = write_evaluation(run, evaluation, result, stage.data.labels, rows, fitted_to)
         print(tables.evaluation(result))
-        print(f"{run}: wrote {', '.join(written)}; {result['mistakes']} chips have a wrong label")
+        print(f"{run}: wrote {', '.join(written)}; {result['mistakes']} chips are mispredicted")
     return result
 
 
@@ -200,7 +200,7 @@ def predict(config: ConfigDict) -> pd.DataFrame:
         print(f"{run / 'predictions.csv'}: {len(files)} chips of {files[0].parent}")
         if order:
             predictions.write_csv(run / "submission.csv", submission.rows(table, order))
-            print(f"{run / 'submission.csv'}: the tags of {len(order)} chips, in its order")
+            print(f"{run / 'submission.csv'}: tags of {len(order)} chips, in submission order")
     return table
 
 
@@ -226,18 +226,20 @@ def export(config: ConfigDict) -> None:
 
 
 def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Train config.stages in order; evaluate, predict and report with the last.
+    """Train config.stages in order; evaluate, predict and report the last.
 
-    A stage that is finished is not trained again. `overrides` are options of the command line, as
-    {"train.epochs": 1}, set in every stage.
+    A stage that is finished is not trained again. `overrides` are options of the command line, for
+    example {"train.epochs": 1}, set in every stage.
     """
     stages = [load(file) for file in config.stages]
     if not stages:
         raise BadInput("config.stages is empty; try --config demo")
     if own := sorted({"workdir", "init_from"} & overrides.keys()):
-        raise BadInput(f"config.{own[0]} is each stage's own; a journey cannot set it for all")
+        raise BadInput(f"config.{own[0]} differs per stage; set it in the stages' config files")
     if overrides.get("score.split", "valid") != "valid":
-        raise BadInput("config.score.split: a journey scores validation chips; use evaluate after")
+        raise BadInput(
+            "config.score.split: a journey scores validation chips; run evaluate afterward"
+        )
     for stage in stages:
         stage.update_from_flattened_dict(dict(overrides))
         validate(stage)
@@ -254,7 +256,7 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
 
 
 def _journey_stage(config: ConfigDict, is_last: bool) -> None:
-    """Train one stage after its pictures and LR-range test; evaluate and predict with the last."""
+    """Draw, test and train one stage; evaluate and predict if it is the last."""
     run = Path(config.workdir)
     results = [run / "metrics.json", run / "predictions.csv"] if is_last else []
     if is_last and config.predict.submission:
@@ -268,7 +270,7 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
                 lr_range(config)
         if is_main_process() and not is_finished(start, config):
             for path in results:
-                path.unlink(missing_ok=True)  # of weights that are not the last
+                path.unlink(missing_ok=True)  # training will replace the weights they describe
         _train(config, start)
     if not _all_exist(results):
         _stop_if_requested()
@@ -283,6 +285,6 @@ def _all_exist(paths: Sequence[Path]) -> bool:
 
 
 def _stop_if_requested() -> None:
-    """End a run of several processes after SIGTERM; in one process the system has ended it."""
+    """Raise Stopped if SIGTERM reached a run of several processes; it ends a single one at once."""
     if distributed.stop_requested():
         raise Stopped

@@ -14,7 +14,7 @@ from planet_jax.runtime.errors import BadInput, did_you_mean
 OPTIONS: dict[str, Option] = {
     # ---- The run ----
     "seed": Option(
-        0, "every random number derives from it: fresh weights, order, augmentation, dropout",
+        0, "seed of initial weights, order, augmentation, dropout, folds and bootstrap",
         low=0, high=2**31 - 1),
     "workdir": Option(
         "runs/base", "the run folder: checkpoints, tables, pictures",
@@ -29,7 +29,7 @@ OPTIONS: dict[str, Option] = {
 
     # ---- Data ----
     "data.source": Option(
-        "folder", "folder: data.root must exist; sample, kaggle: draw or download it when missing",
+        "folder", "folder: data.root must exist; sample: draw it if missing; kaggle: download it",
         choices=("folder", "sample", "kaggle"), on_resume="free"),
     "data.root": Option(
         "data/planet", "folder with train_v2.csv and train-jpg/, as the competition unpacks them",
@@ -44,12 +44,12 @@ OPTIONS: dict[str, Option] = {
         128, "side of the square chips that enter the network; ResNet50 divides it by 32",
         low=32, unit="pixels", per_member=True),
     "data.batch_size": Option(
-        64, "batch over all devices; BatchNorm needs two", low=2, unit="chips"),
+        64, "size of the batch over all devices; BatchNorm needs two chips", low=2, unit="chips"),
     "data.valid_fraction": Option(
         0.2, "share of the chips that is kept for validation", above=0, below=1),
     "data.split_seed": Option(
         42, "chooses the validation chips (numpy's seed range)", low=0, high=2**32 - 1),
-    "data.subset": Option("", "file of chip names, one a line: train on these alone; '': on all"),
+    "data.subset": Option("", "file of chip names, one per line: train on these alone; '': on all"),
     "data.threads": Option(
         2, "loader threads of each process; 0: load in the main thread",
         low=0, high=256, unit="threads", on_resume="free", per_process=True),
@@ -84,29 +84,29 @@ OPTIONS: dict[str, Option] = {
     "augment.max_lighting": Option(
         0.1, "largest change of brightness and contrast", low=0, below=1),
     "augment.p": Option(
-        0.75, "probability of rotation, zoom, brightness and contrast, each", low=0, high=1),
+        0.75, "probability of each of rotation, zoom, brightness and contrast", low=0, high=1),
 
     # ---- Model ----
     "model.name": Option(
-        "resnet50", "tiny has one narrow block a stage: for tests and trials, without pretraining",
+        "resnet50", "tiny has one narrow block per stage: for tests and trials, not pretrained",
         choices=("resnet50", "tiny"), per_member=True),
     "model.weights": Option(
         "imagenet", "imagenet, random, or a .safetensors file with torchvision's names",
         required=True),
     "model.batch_norm": Option(
-        "global", "statistics in training: over the whole batch, or of each device's own chips",
+        "global", "training statistics: global: of the whole batch; device: of each device's chips",
         choices=("global", "device"), per_member=True),
 
     # ---- Training ----
     "train.epochs": Option(5, "passes over the training chips", low=1, unit="epochs"),
     "train.precision": Option(
-        "float32", "of the backbone's activations; parameters are always float32",
+        "float32", "dtype of the backbone's activations; parameters are always float32",
         choices=("float32", "bfloat16"), per_member=True),
     "train.save_every": Option(
-        500, "steps between checkpoints; 0: at the end of each epoch, which always saves",
+        500, "steps between checkpoints; 0: not by steps; the end of an epoch always saves",
         low=0, unit="steps", on_resume="free"),
     "train.save_minutes": Option(
-        10.0, "time between checkpoints; 0: no limit", low=0, unit="minutes", on_resume="free"),
+        10.0, "time between checkpoints; 0: not by time", low=0, unit="minutes", on_resume="free"),
     "train.allow_changes": Option(
         False, "resume although other options or data changed; config.json records what changed",
         on_resume="free"),
@@ -114,7 +114,7 @@ OPTIONS: dict[str, Option] = {
     # ---- Optimizer: fastai's fit_one_cycle ----
     "optim.lr": Option(
         (1e-2, 2e-2),
-        "peak rates: one for all groups; two, spaced geometrically from stem to head; or three",
+        "peak rates: 1 for all groups, 2 for a geometric series from stem to head, or 3",
         above=0, lengths=(1, 2, 3)),
     "optim.freeze": Option(True, "train only the head and every BatchNorm"),
     "optim.weight_decay": Option(
@@ -133,7 +133,7 @@ OPTIONS: dict[str, Option] = {
         low=17, unit="steps", on_resume="free"),
     "lr_range.start_lr": Option(1e-7, "first learning rate", above=0, on_resume="free"),
     "lr_range.end_lr": Option(
-        10.0, "end of the learning rates; the last step is just below it",
+        10.0, "exclusive end of the learning rates; the last step's rate is below it",
         above=0, on_resume="free"),
     "lr_range.in_journey": Option(
         True, "the journey command runs the test before this stage", on_resume="free"),
@@ -142,21 +142,22 @@ OPTIONS: dict[str, Option] = {
     "score.threshold": Option(
         0.2, "a label is predicted where its probability is above this", low=0, high=1),
     "score.decision_rule": Option(
-        "threshold", "labels by score.threshold, by a fitted threshold a class, or by expected F2",
+        "threshold",
+        "labels above score.threshold, above thresholds fitted per class, or of best expected F2",
         choices=("threshold", "per_class", "expected_f2"), on_resume="free"),
     "score.calibrate": Option(
         False, "apply Platt scaling to each class before the decision", on_resume="free"),
     "score.weather_rule": Option(
-        False, "exactly one of clear, partly_cloudy, haze, cloudy; nothing else with cloudy",
+        False, "keep exactly one weather label per chip, and no other label beside cloudy",
         on_resume="free"),
     "score.folds": Option(
-        5, "cross-validation of fitted decisions: each fold is scored by a fit to the others",
+        5, "cross-validation folds; each is scored with a decision fitted to the others",
         low=2, unit="folds", on_resume="free"),
     "score.resamples": Option(
         1000, "bootstrap resamples of each 95% interval",
         low=20, unit="resamples", on_resume="free"),
     "score.test_time_augmentation": Option(
-        "none", "views of a chip: itself; its eight symmetries; the scheme of fastai v1",
+        "none", "views to average: none: the chip; dihedral: its 8 symmetries; fastai: v1's scheme",
         choices=("none", "dihedral", "fastai"), on_resume="free"),
     "score.average": Option(
         "probabilities", "what is averaged over views and ensemble members",
@@ -226,7 +227,7 @@ def shared_by_processes(config: ConfigDict) -> dict[str, Any]:
 
 
 def translate_saved(options: dict[str, Any], source: object = "a saved run") -> dict[str, Any]:
-    """Return the options of an older run under today's names, newer options at their defaults.
+    """Return a saved run's options under current names, with defaults for new options.
 
     Args:
       options: `{"data.size": 128, ...}` from a config.json or a checkpoint; tuples are lists there.
@@ -253,7 +254,7 @@ def unknown_option(name: str) -> str:
     """Return the message for a name that is not an option: its new name, or the nearest one."""
     if name in RENAMED:
         return f"config.{name} is now config.{RENAMED[name]}"
-    return f"config.{name} is no option; {did_you_mean(name, OPTIONS)}"
+    return f"config.{name} is not an option; {did_you_mean(name, OPTIONS)}"
 
 
 def check(name: str, value: Any) -> None:

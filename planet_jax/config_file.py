@@ -25,7 +25,7 @@ class TupleParser(tuple_parser.TupleParser):
     """
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
-        """Return the tuple; text that is no Python literal is split at its commas."""
+        """Return the tuple; text that is not a Python literal is split at its commas."""
         if not isinstance(argument, str):
             return super().parse(argument)
         try:
@@ -56,12 +56,12 @@ def check_flags(arguments: Sequence[str]) -> list[str]:
             path = ":".join(filter(None, _config_path(file)))
             checked[i if equals else i + 1] = f"--config={path}" if equals else path
         elif argument.startswith("--") and (close := difflib.get_close_matches(name, flags, 1)):
-            raise BadInput(f"--{name} is no flag; did you mean --{close[0]}?")
+            raise BadInput(f"--{name} is not a flag; did you mean --{close[0]}?")
     return checked
 
 
 def load(file: str) -> ConfigDict:
-    """Load `configs/demo.py`, or by name `demo`; `demo:stage1` is its get_config("stage1").
+    """Load a config file by path or by name; `FILE:ARGUMENT` calls its get_config(ARGUMENT).
 
     Raises:
       BadInput: the file does not exist, it fails, or an option in it is wrong.
@@ -76,10 +76,10 @@ def load(file: str) -> ConfigDict:
 
 
 def file_error(file: str, error: Exception) -> BadInput:
-    """Return what a config file raised as one line; name the option that it misspells."""
+    """Return a config file's exception as a one-line BadInput; name a misspelled option."""
     if isinstance(error, BadInput):
         return error
-    # ml_collections names the key alone, then lists all others.
+    # ml_collections' message has the last part of the option's name, then all other names.
     unknown = re.match(r'\W*Key "([^"]*)" does not exist', str(error))
     if not unknown:
         return BadInput(f"{file}: failed with {type(error).__name__}: {error}")
@@ -88,7 +88,7 @@ def file_error(file: str, error: Exception) -> BadInput:
         if key == old.rpartition(".")[2]:
             return BadInput(f"{file}: {unknown_option(old)}")
     keys = {name.rpartition(".")[2] for name in OPTIONS}
-    return BadInput(f"{file}: {key} is no option; {did_you_mean(key, keys)}")
+    return BadInput(f"{file}: {key} is not an option; {did_you_mean(key, keys)}")
 
 
 def _config_path(file: str) -> tuple[str, str]:

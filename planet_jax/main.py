@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         command, *others = argv[1:] or ["train"]
         if command not in COMMANDS or others:
             wrong = " ".join(others) or command
-            raise BadInput(f"{wrong} is no command; {did_you_mean(wrong, COMMANDS)}")
+            raise BadInput(f"{wrong} is not a command; {did_you_mean(wrong, COMMANDS)}")
         if FLAG.value is None:
             raise BadInput("--config is missing; try --config smoke")
         config.validate(FLAG.value)
@@ -66,11 +66,11 @@ def main(argv: list[str]) -> None:
 
 def run(command: str) -> None:
     """Set up jax, join the other processes and call the command."""
-    import jax  # here, since imports take seconds and a mistyped command should not
+    import jax  # imported late: a mistyped command must not wait for it
 
     jax.config.update("jax_compilation_cache_dir", str(XLA_CACHE))
     if not os.environ.get("JAX_PLATFORMS") and not has_accelerator():
-        jax.config.update("jax_platforms", "cpu")  # or installed plugins print warnings
+        jax.config.update("jax_platforms", "cpu")  # otherwise installed plugins print warnings
 
     from planet_jax import commands
     from planet_jax.runtime import distributed
@@ -91,7 +91,7 @@ def run(command: str) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error):
             cause = str(error)[:200]
             report(RunFailed(f"a collective failed: was another process lost? ({cause})"))
-            time.sleep(2 * distributed.HEARTBEAT_TIMEOUT)  # JAX's abort names a lost process
+            time.sleep(2 * distributed.HEARTBEAT_TIMEOUT)  # JAX's abort logs the lost one
         status = report(error)
         with contextlib.suppress(Exception):  # processes with the same error end together
             distributed.client().wait_at_barrier("planet_jax/exit", 5000)  # milliseconds

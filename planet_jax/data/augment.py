@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, UInt8
 
 from planet_jax.data import warp
 
-TTA_ZOOM, TTA_PLAIN = 1.35, 0.4  # fastai's scale; its beta, the share of the plain chip
+TTA_ZOOM = 1.35  # fastai's scale
+TTA_PLAIN = 0.4  # fastai's beta: the weight of the plain chip in the average
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ def render(
 ) -> UInt8[np.ndarray, "m size size 3"]:
     """Render chips at `size` pixels; `None` is the plain resize of validation.
 
-    The rule is fastai v1's `_grid_sample`. Both grids are addressed corner to corner, outside
-    pixels reflect about the edge pixel's center, and a chip more than twice too large is first
-    shrunk by area.
+    The rule is fastai v1's `_grid_sample`. Both grids align their corners. Coordinates outside the
+    chip reflect about the center of the edge pixel. A chip of more than twice the size, also
+    after its zoom, is first shrunk by area.
 
     Args:
       rows: indices into `chips`; only these are rendered, in this order, and read without a copy.
@@ -138,15 +139,16 @@ def render(
     large, others = np.flatnonzero(is_large), np.flatnonzero(~is_large)
     if large.size:
         small = warp.shrink_by_area(chips, rows[large], int(height / shrink), int(width / shrink))
-        everything = np.arange(len(large))
-        warp.sample_bilinear(small, everything, matrix, tables, out, large, warp.AREA_BITS)
+        warp.sample_bilinear(
+            small, np.arange(len(large)), matrix, tables, out, large, warp.AREA_BITS
+        )
     if others.size:
         warp.sample_bilinear(chips, rows[others], matrix, tables, out, others, 0)
     return out
 
 
 def _magnification(matrix: Float[np.ndarray, "n 2 3"]) -> Float[np.ndarray, " n"]:
-    """Return 2 over the span of all sampled coordinates, x and y together, as fastai does."""
+    """Return 2 / (largest - smallest sampled coordinate), over x and y together as in fastai."""
     reach = np.abs(matrix[:, :, :2]).sum(-1)
     offset = matrix[:, :, 2]
     return 2 / ((offset + reach).max(-1) - (offset - reach).min(-1))

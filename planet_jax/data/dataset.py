@@ -1,4 +1,4 @@
-"""Load a folder of labeled chips: built once into the cache, then mapped into memory.
+"""Load labeled chips: build the data set in the cache once, then map it into memory.
 
 The folder has the competition's layout (`train_v2.csv`, `train-jpg/`) and any vocabulary.
 """
@@ -48,7 +48,7 @@ class Dataset:
 def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
     """Load the data set of `root`; build it under `cache` if no build is up to date.
 
-    With `decoded` all pixels are stored (3 H W bytes a chip); else chips are decoded at each read.
+    With `decoded` all pixels are stored (3 H W bytes per chip); else each read decodes its chips.
 
     Raises:
       BadInput: as `read_labels`; a row without a chip; a chip that cannot be decoded.

@@ -54,7 +54,7 @@ def fetch(
             names = files.image_names("sample_submission_v2.csv")
             additional = {name for name in names if name.startswith("file_")}
             files.require_chips("test-jpg", [name for name in names if name not in additional])
-            # Unpacked by hand, both kinds may be in test-jpg.
+            # A test-jpg folder that was unpacked by hand may hold both kinds.
             if rest := additional - _chip_names(files.root / "test-jpg"):
                 files.require_chips("test-jpg-additional", sorted(rest))
         files.delete_downloads([_zip_of_all(source) for source in files.sources])
@@ -98,7 +98,7 @@ class _Files:
                 temporary.mkdir()
                 archives.unpack_chips(archive, folder, temporary, len(names))
                 _check_chips(temporary, names)
-                os.sync()  # else a power cut may keep the folder's new name without its chips
+                os.sync()  # otherwise a power cut may leave the renamed folder without its chips
         self.delete_downloads(wanted)
         with _report_damage(target):
             _check_chips(target, names)
@@ -121,7 +121,7 @@ class _Files:
         )
 
     def _download(self, source: str, wanted: Sequence[str]) -> Path:
-        """Download one of the `wanted` names, or all of a source of single chips as one zip."""
+        """Download one of the `wanted` names; a source of single chips is downloaded as one zip."""
         if source not in self.listings:
             self.listings[source] = _list_files(source)
         listing = self.listings[source]
@@ -162,7 +162,9 @@ def _downloaded_file(part: Path, name: str, size: int) -> Path:
     received = files[name].stat().st_size if name in files else size
     if len(files) != 1 or (size and received != size):
         shutil.rmtree(part)
-        raise BadInput(f"{name}: {received} bytes received, {size} are listed; run again")
+        raise BadInput(
+            f"{name}: {received} of {size} bytes in {len(files)} files received; run again"
+        )
     return next(iter(files.values()))
 
 
@@ -171,7 +173,7 @@ def _zip_of_all(source: str) -> str:
 
 
 def _list_files(source: str) -> dict[str, int]:
-    """Return path and size in bytes (0: unknown) of the first files of `source`, at least MANY."""
+    """Map the paths in `source` to their bytes (0: unknown); stop when MANY or more are listed."""
     listing: dict[str, int] = {}
     token = None
     for _ in range(100):
@@ -225,7 +227,7 @@ def _report_damage(archive: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:  # of the disk
+    except OSError:  # an error of the disk, not damaged bytes
         raise
     except Exception as error:  # the readers raise many kinds on damaged bytes
         advice = "replace it or delete it"

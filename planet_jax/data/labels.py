@@ -37,7 +37,7 @@ class Labels:
 
 
 def read_labels(root: Path) -> Labels:
-    """Read `root/train_v2.csv`: one row a chip, tags separated by spaces; repeated tags count once.
+    """Read `root/train_v2.csv`: a row per chip, tags separated by spaces; repeated tags count once.
 
     Raises:
       BadInput: no such file, not a CSV, no `image_name` or `tags` column, no rows, no tag at all, a
@@ -121,7 +121,7 @@ def split(
 def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[np.ndarray, " n"]:
     """Return those of the training rows that `file` names; validation chips are excluded.
 
-    The file has one name a line, or is a CSV whose first column is `image_name` (mistakes.csv).
+    The file has one name per line, or is a CSV whose first column is `image_name` (mistakes.csv).
 
     Raises:
       BadInput: the file cannot be read, names an unknown chip, or names no chip to train on.
@@ -144,9 +144,11 @@ def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[
     rows = np.array([row for row in train if labels.names[row] in names], int)
     if len(rows) == 0:
         raise BadInput(
-            f"config.data.subset = {file}: names no chip that is trained on; "
+            f"config.data.subset = {file}: names no training chip; "
             "evaluate with score.split=train lists the mistakes on training chips"
         )
     if len(rows) < len(names):
-        notify(f"{file}: {len(names) - len(rows)} of its chips validate and are not trained on")
+        notify(
+            f"{file}: {len(names) - len(rows)} of its chips are validation chips and are skipped"
+        )
     return rows

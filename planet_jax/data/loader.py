@@ -1,9 +1,9 @@
 """Grain pipelines: batches to train on, to score, and to predict from a folder.
 
-Each element of a pipeline is one host's share of one global batch, so any step's batch can be made
-alone: a run that resumes at step s starts its iterator at s. The chips, their places in the batch
-and their augmentation do not depend on the number of hosts or threads. A batch is a dict of arrays
-whose first axis is the host's share.
+Each element of a pipeline is one process's share of one global batch. Any step's batch can be made
+without the earlier ones: a run that resumes at step s starts its iterator at s. The chips, their
+order and their augmentation do not depend on the number of processes or threads. A batch is a dict
+of arrays whose first axis is the process's share.
 """
 
 import functools
@@ -33,10 +33,10 @@ def named_rng(seed: int, name: str, step: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of every global batch that this host makes: `host` of `hosts`, in order."""
+    """The part of every global batch that process number `process` of `processes` makes."""
 
-    host: int = 0
-    hosts: int = 1
+    process: int = 0
+    processes: int = 1
 
 
 def train_batches(
@@ -55,7 +55,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Iterate over augmented training batches of the rows `chips`, from `first_step` to the end.
 
-    Yields `{"chips": uint8 [b, size, size, 3], "targets": uint8 [b, classes]}`; b is the host's
+    Yields `{"chips": uint8 [b, size, size, 3], "targets": uint8 [b, classes]}`; b is the process's
     share of `batch_size`.
 
     Args:
@@ -79,20 +79,20 @@ def train_batches(
             "targets": data.labels.targets[rows],
         }
 
-    source = _TrainShares(len(chips), batch_size, epochs, epoch_offset, seed, share.hosts)
+    source = _TrainShares(len(chips), batch_size, epochs, epoch_offset, seed, share.processes)
     return _iterate(source, share, make, threads, first_step)
 
 
 class _TrainShares:
-    """Element `step * hosts + host` is (epoch, positions in `chips`) of that host's share."""
+    """Element `step * processes + process` is (epoch, positions in `chips`) of one share."""
 
     def __init__(
-        self, n: int, batch_size: int, epochs: int, epoch_offset: int, seed: int, hosts: int
+        self, n: int, batch_size: int, epochs: int, epoch_offset: int, seed: int, processes: int
     ) -> None:
-        self.n, self.batch_size, self.seed, self.hosts = n, batch_size, seed, hosts
+        self.n, self.batch_size, self.seed, self.processes = n, batch_size, seed, processes
         self.epoch_offset = epoch_offset
         self.steps_per_epoch = n // batch_size  # the last short batch is dropped, as fastai does
-        self.length = self.steps_per_epoch * epochs * hosts
+        self.length = self.steps_per_epoch * epochs * processes
         self.order = functools.lru_cache(2)(self._order)
 
     def _order(self, epoch: int) -> Int[np.ndarray, " n"]:
@@ -102,11 +102,11 @@ class _TrainShares:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[int, Int[np.ndarray, " share"]]:
-        step, host = divmod(index, self.hosts)
+        step, process = divmod(index, self.processes)
         epoch, step = divmod(step, self.steps_per_epoch)
         epoch += self.epoch_offset
-        share = self.batch_size // self.hosts
-        start = step * self.batch_size + host * share
+        share = self.batch_size // self.processes
+        start = step * self.batch_size + process * share
         return epoch, self.order(epoch)[start : start + share]
 
 
@@ -120,20 +120,20 @@ def score_batches(
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Iterate over the rows `chips` in order, resized only; the last batch is padded.
+    """Iterate over the rows `chips` in order; pad the last batch.
 
     Yields `{"chips": uint8 [b, size, size, 3], "real": bool [b]}`; `real` is False for padding.
 
     Args:
-      augmentation: another view of each of the n chips.
+      augmentation: parameters of a view of each chip; None only resizes it.
     """
 
     def make(positions: np.ndarray) -> Batch:
-        places = np.maximum(positions, 0)
-        pixels = _render(data.chips, chips[places], augmentation and augmentation[places], size)
+        rows = np.maximum(positions, 0)
+        pixels = _render(data.chips, chips[rows], augmentation and augmentation[rows], size)
         return {"chips": pixels, "real": positions >= 0}
 
-    return _iterate(_score_shares(len(chips), batch_size, share.hosts), share, make, threads)
+    return _iterate(_score_shares(len(chips), batch_size, share.processes), share, make, threads)
 
 
 def folder_batches(
@@ -145,7 +145,7 @@ def folder_batches(
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Iterate over image files of any mode and size, with batches as of `score_batches`.
+    """Iterate over image files of any mode and size, and yield batches as `score_batches` does.
 
     Raises:
       BadInput: a file cannot be decoded.
@@ -165,15 +165,15 @@ def folder_batches(
         pixels = np.concatenate([chip(position) for position in positions])
         return {"chips": pixels, "real": positions >= 0}
 
-    return _iterate(_score_shares(len(files), batch_size, share.hosts), share, make, threads)
+    return _iterate(_score_shares(len(files), batch_size, share.processes), share, make, threads)
 
 
-def _score_shares(n: int, batch_size: int, hosts: int) -> list[Int[np.ndarray, " share"]]:
-    """Return each host's positions in each batch, in order; -1 is padding of the last batch."""
+def _score_shares(n: int, batch_size: int, processes: int) -> list[Int[np.ndarray, " share"]]:
+    """Return each process's positions in each batch, in order; -1 is padding of the last batch."""
     batches = -(-n // batch_size)
     positions = np.full(batches * batch_size, -1)
     positions[:n] = np.arange(n)
-    return list(positions.reshape(batches * hosts, batch_size // hosts))
+    return list(positions.reshape(batches * processes, batch_size // processes))
 
 
 def _render(
@@ -188,8 +188,10 @@ def _render(
 def _iterate(
     source: Any, share: Share, make: Callable[[Any], Batch], threads: int, first_step: int = 0
 ) -> Iterator[Batch]:
-    """Make the batches of every `share.hosts`-th element of `source`, in `threads` threads."""
-    shares = grain.MapDataset.source(source)[first_step * share.hosts + share.host :: share.hosts]
+    """Make the batches of every `share.processes`-th element of `source`, in `threads` threads."""
+    shares = grain.MapDataset.source(source)[
+        first_step * share.processes + share.process :: share.processes
+    ]
     if len(shares) == 0:
         return iter(())
     prefetch = PREFETCH if threads else 0

@@ -36,7 +36,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w c"], train: bool, places: Int[Array, " n"] | None
+        self, x: Float[Array, "n h w c"], train: bool, batch_indices: Int[Array, " n"] | None
     ) -> Float[Array, "n classes"]:
         # fastai: kaiming_normal_ with fan in and gain sqrt(2); biases 0
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -44,17 +44,17 @@ class Head(nn.Module):
         norm = functools.partial(BatchNorm, self.axis_name, self.precision)
         x = jnp.concatenate([x.max((1, 2)), x.mean((1, 2))], axis=-1)
         x = norm(name="bn1")(x, train)
-        x = Dropout(self.dropout[0], name="dropout1")(x, places)
+        x = Dropout(self.dropout[0], name="dropout1")(x, batch_indices)
         x = nn.relu(dense(self.hidden, name="linear1")(x))
         x = norm(name="bn2")(x, train)
-        x = Dropout(self.dropout[1], name="dropout2")(x, places)
+        x = Dropout(self.dropout[1], name="dropout2")(x, batch_indices)
         return dense(self.classes, name="linear2")(x)
 
 
 class Classifier(nn.Module):
     """Map uint8 chips [N, H, W, 3] to logits [N, classes] in `precision.state`.
 
-    In training, `places` are the chips' indices in the global batch; they choose the dropout
+    In training, `batch_indices` are the chips' indices in the global batch; they choose the dropout
     masks. BatchNorm then uses the batch's statistics: over all devices of `axis_name`, or over
     this device's chips if it is None.
     """
@@ -67,13 +67,18 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, chips: UInt8[Array, "n h w 3"], train: bool, places: Int[Array, " n"] | None = None
+        self,
+        chips: UInt8[Array, "n h w 3"],
+        train: bool,
+        batch_indices: Int[Array, " n"] | None = None,
     ) -> Float[Array, "n classes"]:
         shared: dict[str, Any] = {"axis_name": self.axis_name, "precision": self.precision}
         mean, std = (np.array(v, self.precision.state) for v in (IMAGENET_MEAN, IMAGENET_STD))
         x = (chips.astype(self.precision.state) / 255 - mean) / std
         x = NETWORKS[self.network](**shared, name="backbone")(x, train)
-        return Head(self.classes, **shared, dropout=self.dropout, name="head")(x, train, places)
+        return Head(self.classes, **shared, dropout=self.dropout, name="head")(
+            x, train, batch_indices
+        )
 
 
 def build(
@@ -88,7 +93,7 @@ def build(
 
 
 def init(classes: int, seed: int, network: str = "resnet50") -> Variables:
-    """Draw float32 parameters from `seed` and each parameter's name; statistics are 0 and 1."""
+    """Draw float32 parameters, each from `seed` and its name; means are 0, variances 1."""
     return _init(Classifier(classes, network), jax.random.key(seed))
 
 
@@ -122,5 +127,5 @@ def group_of(path: Path) -> str:
 
 
 def trains(path: Path, freeze: bool) -> bool:
-    """Return whether a parameter trains: all, or with `freeze` only the head and BatchNorms."""
+    """Return whether a parameter is trained; with `freeze` only the head and BatchNorms are."""
     return not freeze or path[0] == "head" or path[-1] in ("scale", "bias")

@@ -125,14 +125,14 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n c"], places: Int[Array, " n"] | None
+        self, x: Float[Array, "n c"], batch_indices: Int[Array, " n"] | None
     ) -> Float[Array, "n c"]:
-        """Return x with values dropped and the rest scaled, or x itself if `places` is None."""
-        if places is None:
+        """Drop values of x and scale the others; return x itself if `batch_indices` is None."""
+        if batch_indices is None:
             return x
         key = self.make_rng("dropout")
 
         def keep(place: Array) -> Array:
             return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.rate, x.shape[1:])
 
-        return jnp.where(jax.vmap(keep)(places), x / (1 - self.rate), 0)
+        return jnp.where(jax.vmap(keep)(batch_indices), x / (1 - self.rate), 0)

@@ -1,8 +1,8 @@
-"""BatchNorm as torch computes it: alone, folded into a 1x1 convolution, or after a max pool.
+"""BatchNorm as torch computes it: alone, folded into a 1x1 convolution, or before a max pool.
 
 Statistics are over all axes but the last. With an `axis_name` they are averaged over its devices,
-so they describe the global batch. torch: the batch's biased variance normalizes, the running
-variance takes the unbiased one, and `decay` is 1 - torch's momentum.
+so they describe the global batch. As in torch, the biased variance of the batch normalizes x, and
+the unbiased variance updates the running variance. `decay` is 1 - torch's momentum.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from planet_jax.model.layers import FLOAT32, Precision, convolve, max_pool
 
 
 class Moments(NamedTuple):
-    """The mean and the mean square of every channel, over so many rows."""
+    """The mean and the mean square of each channel, and the number of rows they cover."""
 
     mean: Float[Array, " c"]
     square: Float[Array, " c"]
@@ -58,9 +58,9 @@ class _Norm(nn.Module):
             var = jnp.maximum(square - lax.square(mean), 0)
             if not self.is_initializing():
                 unbiased = var * (rows / max(rows - 1, 1))
-                keep, take = self.decay, 1 - self.decay
-                running_mean.value = keep * running_mean.value + take * mean
-                running_var.value = keep * running_var.value + take * unbiased
+                old, new = self.decay, 1 - self.decay
+                running_mean.value = old * running_mean.value + new * mean
+                running_var.value = old * running_var.value + new * unbiased
         return mean, scale * lax.rsqrt(var + self.eps)
 
     def _normalize(self, x: Float[Array, "*n c"], train: bool) -> Float[Array, "*n c"]:
@@ -82,8 +82,8 @@ class FoldedBatchNorm(_Norm):
     """Normalize the 1x1 convolution of x by a kernel, with the gain folded into the kernel.
 
     The product's moments follow from those of x. So the product is computed once, already
-    normalized, and no gradient reads it: a bottleneck's widest activations cross memory three
-    times instead of seven.
+    normalized, and the backward pass does not read it. A bottleneck's widest activations are then
+    read or written three times instead of seven.
     """
 
     @nn.compact
@@ -100,7 +100,7 @@ class FoldedBatchNorm(_Norm):
 
 
 class PooledBatchNorm(_Norm):
-    """Normalize x and take 3x3 maxima at stride 2, in the other order.
+    """Normalize x and max-pool it (3x3, stride 2); the pool is computed first.
 
     A positive gain keeps the order of values and a negative one reverses it. So the pool runs
     first, on x times the gain's sign, and only the maxima are normalized.
@@ -111,7 +111,7 @@ class PooledBatchNorm(_Norm):
         dtype = self.precision.state
         scale, bias = self._scale_and_bias(x.shape[-1])
         sign = jnp.where(scale < 0, -1, 1)
-        # Before the moments are taken: the gradient then keeps one copy of x, not two.
+        # Applied before moments(): the backward pass then stores one copy of x, not two.
         x = x * sign.astype(x.dtype)
         batch = None
         if train:
@@ -125,7 +125,7 @@ class PooledBatchNorm(_Norm):
 def worth_folding(x: Float[Array, "*n k"]) -> bool:
     """Return whether the k² moments of x cost less than those of the product.
 
-    Measured on a CPU and by the TPU's compiler: from 32 rows a channel on.
+    On a CPU, and by the TPU compiler's estimate, it pays from 32 rows per channel of x.
     """
     return rows_of(x) >= 32 * x.shape[-1]
 
@@ -148,7 +148,8 @@ def moments_of_product(x: Float[Array, "*n k"], kernel: Float[Array, "k c"]) -> 
     With M [k, k] the mean of the outer products of x, E[(x·w)²] = wᵀ M w.
     """
     axes = tuple(range(x.ndim - 1))
-    # M is symmetric in its two factors, and so is its gradient: compute one half and double it.
+    # Both factors of M give the same gradient: differentiate the first alone, and double it.
+    # Subtracting the constant product restores the value of M.
     constant = lax.stop_gradient(x)
     outer = 2 * _outer_products(x, constant, kernel.dtype)
     outer = outer - _outer_products(constant, constant, kernel.dtype)
@@ -160,7 +161,7 @@ def moments_of_product(x: Float[Array, "*n k"], kernel: Float[Array, "k c"]) -> 
 def _outer_products(
     x: Float[Array, "*n k"], y: Float[Array, "*n k"], dtype: DTypeLike
 ) -> Float[Array, "k k"]:
-    """Return the sum over all rows, in `dtype`."""
+    """Return the sum of the outer products of the rows of x and y, in `dtype`."""
 
     def contract(x: Array, y: Array) -> Array:
         axes = tuple(range(x.ndim - 1))

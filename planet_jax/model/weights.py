@@ -75,7 +75,7 @@ def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -
     return filled
 
 
-def _without_fc(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _drop_unused(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {
         name: array
         for name, array in state_dict.items()
@@ -98,7 +98,7 @@ def from_torchvision(
         lambda key, x: NETWORKS[network]().init(key, x, train=False), jax.random.key(0), chips
     )
     flat = traverse_util.flatten_dict({kind: {"backbone": tree} for kind, tree in template.items()})
-    body = {k: v for k, v in _without_fc(state_dict).items() if not k.startswith("head.")}
+    body = {k: v for k, v in _drop_unused(state_dict).items() if not k.startswith("head.")}
     tree = traverse_util.unflatten_dict(_convert(body, flat, "state_dict"))
     return tree["params"]["backbone"], tree["batch_stats"]["backbone"]
 
@@ -124,7 +124,7 @@ def fill(variables: Variables, weights: str) -> Variables:
         return variables
     path = _download() if weights == "imagenet" else Path(weights)
     try:
-        state_dict = _without_fc(load_file(path))
+        state_dict = _drop_unused(load_file(path))
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise BadInput(f"model.weights={path}: cannot be read as safetensors ({error})") from None
     flat = traverse_util.flatten_dict(variables)
@@ -156,5 +156,5 @@ def _download() -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(
             f"model.weights=imagenet: {HUB_FILE} of {HUB_REPO} cannot be fetched from its hub "
-            f"({type(error).__name__}); copy the file here and set model.weights to its path"
+            f"({type(error).__name__}); copy it to this machine and set model.weights to its path"
         ) from None

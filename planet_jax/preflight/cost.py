@@ -13,7 +13,7 @@ from planet_jax.model import classifier
 from planet_jax.preflight.targets import Target, compiler_options
 from planet_jax.train.steps import create_state, make_predict_step, make_train_step
 
-Lower = Callable[[Sequence[Any], int], Any]  # (devices, chips a device) -> the lowered step
+Lower = Callable[[Sequence[Any], int], Any]  # (devices, chips per device) -> the lowered step
 ITEM_BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
 }  # fmt: skip
@@ -70,7 +70,7 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
 
 
 def measure(lower: Lower, target: Target, chips: int) -> Cost:
-    """Compile a step for `chips` a device and return its cost.
+    """Compile a step for `chips` per device and return its cost.
 
     Raises:
       TooLarge: it does not fit the device.
@@ -92,7 +92,7 @@ def measure(lower: Lower, target: Target, chips: int) -> Cost:
     if peak > target.hardware.memory:
         raise TooLarge(peak)
     all_reduces = re.findall(r"= (.*?) all-reduce(?:-start)?\(", hlo)
-    # The GPU compiler counts neither FLOPs nor bytes: take the FLOPs of the step lowered here.
+    # The GPU compiler counts neither FLOPs nor bytes: a CPU's lowered step gives the FLOPs.
     flops = analysis.get("flops") or lower(jax.devices("cpu")[:1], chips).cost_analysis()["flops"]
     return Cost(
         argument_bytes=memory.argument_size_in_bytes,
@@ -123,7 +123,7 @@ def _array_bytes(shapes: str) -> int:
 def _bytes_moved(hlo: str) -> int:
     """Return the bytes of operands and results of all instructions in the entry computation.
 
-    On a GPU each of them is a kernel, which reads and writes main memory.
+    On a GPU each instruction is a kernel, which reads and writes main memory.
     """
     sizes: dict[str, int] = {}
     total = 0

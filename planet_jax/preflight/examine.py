@@ -59,7 +59,7 @@ def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dic
         "compute_seconds": compute, "memory_seconds": memory, "all_reduce_seconds": all_reduce,
         "bound_by": "compute" if compute > memory else "memory", "step_seconds": step_seconds,
         "chips_per_second_at_most": batch / step_seconds,
-        "loader_chips_per_second_a_host": batch / step_seconds / target.hosts,
+        "loader_chips_per_second_per_host": batch / step_seconds / target.hosts,
         "steps_per_epoch": epoch_steps, "epoch_seconds": epoch_steps * step_seconds,
         "stage_seconds": epoch_steps * step_seconds * config.train.epochs,
         **{f"predict_{name}": value for name, value in predict._asdict().items()},

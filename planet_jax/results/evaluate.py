@@ -28,7 +28,7 @@ def write_evaluation(
     """Write the files of an evaluation to `run`, and return their names.
 
     They are metrics.json (`result`, from `compute_metrics`), chips.csv (every chip, highest loss
-    first), mistakes.csv (chips with a wrong label) and decisions.json (fitted to all chips, saved
+    first), mistakes.csv (mispredicted chips) and decisions.json (fitted to all chips, saved
     with `fitted_to`). With score.split = train the first three are named *_train and decisions.json
     is not written.
     """

@@ -54,9 +54,9 @@ def load_decision(
         thresholds = np.array([saved["thresholds"][label] for label in classes])
     calibration = None
     if score.calibrate:
-        lines = [saved["calibration"][label] for label in classes]
+        entries = [saved["calibration"][label] for label in classes]
         slope, intercept = (
-            np.array([line[key] for line in lines]) for key in ("slope", "intercept")
+            np.array([entry[key] for entry in entries]) for key in ("slope", "intercept")
         )
         calibration = Calibration(slope, intercept)
     return Decision(score.decision_rule, thresholds, calibration, weather)
@@ -88,13 +88,13 @@ def check_weather(config: ConfigDict, classes: Sequence[str]) -> Weather | None:
     """Return the weather columns if score.weather_rule is on, else None.
 
     Raises:
-      BadInput: the rule is on and the vocabulary is without one of the four weather tags.
+      BadInput: the rule is on and one of the four weather tags is not in the vocabulary.
     """
     if not config.score.weather_rule:
         return None
     weather = weather_of(classes)
     if weather is None:
         raise BadInput(
-            "config.score.weather_rule: the labels have no clear, partly_cloudy, haze and cloudy"
+            "config.score.weather_rule needs the labels clear, partly_cloudy, haze and cloudy"
         )
     return weather

@@ -27,10 +27,10 @@ class TrainedModel:
     """A network with the weights of one checkpoint.
 
     Attributes:
-      config: the command's; a member of an ensemble keeps its own run's size, precision, ...
+      config: the command's config; an ensemble's member keeps its run's MEMBER_OPTIONS.
       network: the flax module.
       variables: {"params", "batch_stats"}.
-      metadata: the checkpoint's.
+      metadata: of the checkpoint.
     """
 
     config: ConfigDict
@@ -44,7 +44,7 @@ class TrainedModel:
         return Path(self.config.workdir)
 
 
-# A function of `loader` without its options, as partial(score_batches, data, rows).
+# A function of `loader` with its data bound: partial(score_batches, data, rows), for example.
 Source = Callable[..., Iterator[loader.Batch]]
 
 
@@ -80,8 +80,8 @@ def _load_model(config: ConfigDict, checkpoint: Checkpoint) -> TrainedModel:
     if config.score.ensemble:
         config = config.copy_and_resolve_references()
         saved = translate_saved(metadata.provenance.config, run)
-        own = {name: saved[name] for name in MEMBER_OPTIONS}
-        config.update_from_flattened_dict({**own, "workdir": str(run), "score.ensemble": ()})
+        member = {name: saved[name] for name in MEMBER_OPTIONS}
+        config.update_from_flattened_dict({**member, "workdir": str(run), "score.ensemble": ()})
     classes, name = len(metadata.classes), config.model.name
     network = classifier.build(classes, name, config.model.batch_norm, config.train.precision)
     template = classifier.abstract_variables(classes, name)
@@ -90,7 +90,7 @@ def _load_model(config: ConfigDict, checkpoint: Checkpoint) -> TrainedModel:
 
 
 def fitted_to(config: ConfigDict, models: Sequence[TrainedModel]) -> dict[str, Any]:
-    """Return what identifies the models' probabilities: a decision fits these alone."""
+    """Return what the probabilities depend on; a fitted decision must match it."""
     return {
         "checkpoint": config.checkpoint,
         "steps": [model.metadata.step for model in models],
@@ -105,7 +105,7 @@ def fitted_to(config: ConfigDict, models: Sequence[TrainedModel]) -> dict[str, A
 def ensemble_logits(
     models: Sequence[TrainedModel], source: Source, n: int, description: str
 ) -> Float[np.ndarray, "n classes"]:
-    """Return the logits of n chips: each model's over its views, then averaged over the models."""
+    """Return the logits of n chips, averaged over each model's views and then over models."""
     parts = []
     for model in models:
         name = f"{description} with {model.run}" if len(models) > 1 else description
@@ -148,7 +148,7 @@ def _batches(
 
 
 def _fastai_view(model: TrainedModel, source: Source, n: int, i: int) -> Iterator[loader.Batch]:
-    """Yield fastai's view i: zoomed into a corner, and from 4 on flipped after rendering."""
+    """Yield fastai's view i, zoomed into one corner; views 4 to 7 are also flipped."""
     limits = dict(model.config.augment)
     rng = loader.named_rng(model.config.seed, "tta", i)
     if limits.pop("on"):

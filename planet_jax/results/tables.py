@@ -9,7 +9,7 @@ import pandas as pd
 
 from planet_jax.model.summary import Layer
 
-MAX_CO_OCCURRENCES = 5  # printed, of swaps and of pairs
+MAX_CO_OCCURRENCES = 5  # at most printed, of swaps and of pairs each
 NOTEBOOK = """fastai v1's results: the notebook at 128 px, fast.ai's course run at 256 px.
 stage       valid_loss  fbeta
 stage1          0.1049 0.9259
@@ -185,7 +185,7 @@ def preflight(cost: dict[str, Any]) -> str:
          f"{cost['all_reduces']} per step, {cost['all_reduce_bytes'] / 1e6:.1f} MB in all; "
          "parallel to the rest or after it"),
         ("chips per second", rate, "", f"{rate / cost['devices']:,.0f} per device"),
-        ("a host's loader", cost["loader_chips_per_second_a_host"], "", "chips per second needed"),
+        ("each host's loader", cost["loader_chips_per_second_per_host"], "", "chips/s needed"),
         ("an epoch", cost["epoch_seconds"], "s",
          f"{cost['steps_per_epoch']} steps; the stage {cost['stage_seconds']:.0f} s"),
         ("predicting", cost["predict_chips_per_second_at_most"], "", "chips per second"),

@@ -1,8 +1,8 @@
 """One run in several processes, joined by `jax.distributed`.
 
 The main process alone prints, and alone reads and writes the run folder: hosts need no shared disk.
-JAX ends all processes when one is lost (status 134; its log names the task). Its coordinator and
-collectives open ports, this module does not: the hosts belong on a trusted network.
+JAX ends all processes when one is lost (status 134; its log names the task). JAX's coordinator and
+collectives open network ports, so the hosts must be on a trusted network.
 """
 
 import functools
@@ -28,14 +28,14 @@ T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 HEARTBEAT_TIMEOUT = 30  # seconds until a silent process counts as lost
 NO_TIMEOUT = 10**9  # milliseconds; a lost process ends the wait
-_calls = itertools.count()  # numbers the exchanges; every process makes the same ones in order
+_calls = itertools.count()  # numbers the exchanges, which all processes make in the same order
 _sync_points = itertools.count(1)
 
 
 def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
     """Join the processes of a run as `config.hosts` says; call it before any other use of jax.
 
-    With `saves_on_sigterm` SIGTERM at any process is kept for `stop_requested`. Raises BadInput if
+    With `saves_on_sigterm`, `stop_requested` reports a SIGTERM of any process. Raises BadInput if
     no cluster is found or its processes do not connect.
     """
     if not options.coordinator:
@@ -55,7 +55,7 @@ def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
         raise BadInput(f"config.hosts.coordinator = {options.coordinator!r}: {error}") from error
     if not is_main_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    multihost_utils.sync_global_devices("planet_jax")  # gloo connects while no process is late
+    multihost_utils.sync_global_devices("planet_jax")  # gloo's wait to connect is limited
 
 
 def process_count() -> int:
@@ -132,16 +132,16 @@ def require_same(values: Mapping[str, Any]) -> None:
     if others := [i for i, reply in enumerate(replies) if reply != replies[0]]:
         names = [k for k in replies[0] if replies[0][k] != replies[others[0]].get(k)]
         who = f"processes 0 and {first_few(map(str, others), 5)}"
-        raise BadInput(f"{who} differ in {first_few(names)}; give all the same")
+        raise BadInput(f"{who} differ in {first_few(names)}; start all processes with the same")
 
 
 def stop_requested() -> bool:
-    """Return whether SIGTERM reached any process: the same answer in all, at the same call."""
+    """Return whether SIGTERM reached any process; the same call answers the same in all."""
     if process_count() == 1 or global_state.preemption_sync_manager is None:
         return False
     return multihost_utils.reached_preemption_sync_point(next(_sync_points))
 
 
 def client() -> Any:
-    """Return the client of JAX's coordination service; of a single process None."""
+    """Return the client of JAX's coordination service, or None in a single process."""
     return global_state.client

@@ -49,7 +49,7 @@ def replace(new: Path, path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Rename a folder, then delete it: under its own name a folder is always whole."""
+    """Rename a folder, then delete it, so that its name never refers to a partial folder."""
     shutil.rmtree(_set_aside(folder), ignore_errors=True)
 
 
@@ -89,7 +89,7 @@ def _is_running(process: str) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, ValueError):
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # another user's process has this id
         pass
     return True
 

@@ -76,7 +76,7 @@ def cross_fit(
     targets: Targets,
     fold: Int[np.ndarray, " n"],
 ) -> np.ndarray:
-    """Apply to each fold the function that `fit` returns for all other folds; [n, classes]."""
+    """Fit on all other folds, apply to each fold, and return the results [n, classes]."""
     numbers = np.unique(fold)
     parts = [
         fit(probabilities[fold != k], targets[fold != k])(probabilities[fold == k]) for k in numbers
@@ -147,7 +147,7 @@ def _best_count(
 
 
 def _threshold_after(ranked: Float[np.ndarray, " n"], k: int) -> float:
-    """Return a threshold that exactly the first k pass: the middle, if floats can represent it."""
+    """Return a threshold that only the first k values exceed: the middle if floats have it."""
     above, below = np.concatenate([[1.0], ranked, [0.0]])[k : k + 2]
     middle = (above + below) / 2
     return float(middle if middle < above else below)

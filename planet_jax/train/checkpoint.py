@@ -1,9 +1,9 @@
 """Orbax checkpoints of a run: `latest` to resume from, `best` by F2, kept apart.
 
 A checkpoint is the folder `checkpoints/KIND/STEP`, written whole or not at all. It holds `weights`
-(parameters and BatchNorm statistics), for `latest` also `optimizer`, `meta` (JSON, `Metadata`) and
-`digests.json`, the SHA-256 of every other file. Trees are stored as flat dicts of host arrays under
-readable names, so any number of devices can read them and an error can name the array.
+(parameters and BatchNorm statistics), `meta` (JSON, `Metadata`) and `digests.json` (the SHA-256 of
+every other file). `latest` also holds `optimizer`. Trees are stored as flat dicts of host arrays
+under readable names: any number of devices can read them, and an error can name the array.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from planet_jax.train.metadata import Metadata
 
 Flat = dict[str, np.ndarray]
 
-# Orbax logs every file; the errors that it logs it also raises.
+# Orbax logs every file. It also raises every error that it logs.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def to_host(tree: Any) -> Flat:
-    """Return copies as `{"params/head/bn1/bias": array, ...}`: a step reuses the tree's memory."""
+    """Copy a tree to `{"params/head/bn1/bias": array, ...}`; a step reuses the tree's memory."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): np.array(leaf) for path, leaf in leaves}
 
@@ -39,7 +39,7 @@ def from_host(flat: Flat, template: Any, where: str) -> Any:
     """Return the tree of `template` with the arrays of `flat`.
 
     Raises:
-      BadInput: naming arrays that are missing, unknown or of another shape or type.
+      BadInput: arrays are missing, unknown or of another shape or type; it names them.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     expected = {_name(path): leaf for path, leaf in paths}
@@ -81,7 +81,7 @@ def open_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Checkpoi
     """Verify and open the newest undamaged checkpoint of a run; None if the run has none.
 
     Raises:
-      BadInput: all are damaged; with `newest_only`, the newest is.
+      BadInput: every checkpoint is damaged, or with `newest_only` the newest one is.
     """
     content = _read_newest(run / "checkpoints" / kind, newest_only)
     return None if content is None else Checkpoint(run, kind, Metadata.from_json(content))
@@ -91,7 +91,7 @@ def require_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Check
     """Open a checkpoint that must exist.
 
     Raises:
-      BadInput: as `open_checkpoint`, and if there is none.
+      BadInput: as `open_checkpoint`, or the run has no checkpoint.
     """
     checkpoint = open_checkpoint(run, kind, newest_only)
     if checkpoint is None:

@@ -18,9 +18,9 @@ from planet_jax.runtime.progress import notify
 from planet_jax.train.checkpoint import Flat, list_steps, process_checkpointer
 from planet_jax.train.metadata import Metadata
 
-WRITE_ATTEMPTS = 5  # Orbax's timeouts use the wall clock, and a jump of it ends them at once
+WRITE_ATTEMPTS = 5  # Orbax's timeouts use the wall clock, so a clock change can end them
 SPARE_BYTES = 2**21  # room for what Orbax adds to the arrays
-KEEP = 2  # checkpoints of each kind: the older one is for when the newer is damaged
+KEEP = 2  # checkpoints of each kind: the older one is used if the newer one is damaged
 
 
 class CheckpointWriter:

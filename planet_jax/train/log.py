@@ -1,4 +1,4 @@
-"""The tables of a run folder: steps.csv, a row a training step, and history.csv, a row an epoch.
+"""The tables of a run: steps.csv (a row per training step) and history.csv (a row per epoch).
 
 A checkpoint holds their lengths and SHA-256, so a resumed run cuts off the rows of steps that it
 repeats. Times come from a monotonic clock.
@@ -67,12 +67,12 @@ class LogState:
 
 
 class Table:
-    """A CSV file that grows by rows of numbers; the main process alone has the file."""
+    """A CSV file that grows by rows of numbers; only the main process writes the file."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], mark: Mark | None) -> None:
         """Start the file, or cut it back to `mark`.
 
-        A file that does not hold what `mark` says is kept beside the new one as NAME.damaged.
+        A file that does not match `mark` is renamed NAME.damaged, and a new one is started.
         """
         self.path = path
         header = (",".join(columns) + "\n").encode()
@@ -106,7 +106,7 @@ class Table:
 
 
 class TrainLog:
-    """Write the rows of a run; a step's row after the next step was dispatched.
+    """Write steps.csv and history.csv; a step's row after the next step's dispatch.
 
     Attributes:
       smooth: the smoothed training loss.
@@ -164,7 +164,7 @@ class TrainLog:
         (step, device_loss), self._pending = self._pending, None
         loss = float(device_loss)
         if not math.isfinite(loss):
-            raise not_finite(self._run, "the loss", step)
+            raise divergence_error(self._run, "the loss", step)
         now, stall = time.monotonic(), self._waits["save"]
         seconds = max(now - self._step_start - stall, 1e-9)
         input_wait = min(self._waits["input"] / seconds, 1.0)
@@ -187,7 +187,7 @@ class TrainLog:
         return is_best
 
 
-def not_finite(run: Path, what: str, step: int) -> RunFailed:
+def divergence_error(run: Path, what: str, step: int) -> RunFailed:
     """Return the error of a run that diverged."""
     return RunFailed(
         f"{run}: {what} is not finite at step {step}; earlier checkpoints are kept; "

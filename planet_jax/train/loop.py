@@ -13,7 +13,7 @@ from planet_jax.runtime.files import write_json
 from planet_jax.runtime.progress import notify, progress
 from planet_jax.train.checkpoint import to_host
 from planet_jax.train.checkpoint_writer import CheckpointWriter
-from planet_jax.train.log import TrainLog, not_finite
+from planet_jax.train.log import TrainLog, divergence_error
 from planet_jax.train.metadata import Metadata, Provenance
 from planet_jax.train.resume import check_resume
 from planet_jax.train.stage import Stage
@@ -26,7 +26,7 @@ def train(stage: Stage, run: Path, start: Start) -> None:
     """Train a stage in the run folder `run`, from its start or its latest checkpoint.
 
     Writes checkpoints/, config.json, steps.csv and history.csv. The loss of a step is read after
-    the next step was dispatched, so the devices do not wait for the host.
+    the next step was dispatched, so the devices do not wait for Python.
 
     Raises:
       BadInput: the run cannot be resumed with this config or data, or cannot be saved.
@@ -42,7 +42,7 @@ def train(stage: Stage, run: Path, start: Start) -> None:
         progress(str(run), stage.steps, "steps", done=step) as advance,
     ):
         while True:
-            epoch_ended = step // stage.steps_per_epoch > log.epochs  # and is not scored yet
+            epoch_ended = step // stage.steps_per_epoch > log.epochs  # epoch not yet scored
             is_best = epoch_ended and _evaluate(stage, run, state, log, sigterm)
             stop = sigterm.is_set() or distributed.stop_requested()
             if saver.is_due(step) or (stop and saver.has_unsaved(step)):
@@ -59,7 +59,7 @@ def train(stage: Stage, run: Path, start: Start) -> None:
             saver.writer.raise_failure()
         saver.writer.wait()
     if stop or sigterm.is_set():
-        distributed.require_same({})  # wait for the main process: it alone writes
+        distributed.require_same({})  # barrier: only the main process writes
         result = "saved" if step else "nothing to save"
         notify(f"{run}: SIGTERM after step {step}: {result}; repeat the command to continue")
         raise signals.Stopped
@@ -87,15 +87,15 @@ def _evaluate(
 ) -> bool:
     """Score the validation chips and log the epoch; return whether its F2 is the best so far.
 
-    SIGTERM ends the scoring; the resumed run repeats it.
+    SIGTERM ends the scoring early; the resumed run scores the epoch again.
     """
     log.flush()
     try:
         scores = validate(stage, state.variables, sigterm.is_set)
     except signals.Stopped:
         return False
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    notify(f"{run}: epoch {log.epochs}  train_loss {log.smooth.value:.4f}  {figures}")
+    text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    notify(f"{run}: epoch {log.epochs}  train_loss {log.smooth.value:.4f}  {text}")
     return log.add_epoch(**scores)
 
 
@@ -126,19 +126,19 @@ class _Saver:
         )
 
     def save(self, step: int, state: TrainState, is_best: bool) -> None:
-        """Start to write `latest`, and before it `best` if these weights have the best F2.
+        """Write `best` if `is_best`, then `latest`, in the writer's thread.
 
         Raises:
           RunFailed: a parameter is not finite.
         """
         self.log.flush()
         with self.log.waiting("save"):
-            self.writer.wait()  # at most one copy waits for the disk
+            self.writer.wait()  # keeps at most one copy of the state in host memory
             weights = to_host(state.variables)
             if not all(np.isfinite(array).all() for array in weights.values()):
-                raise not_finite(self.run, "a parameter", step - 1)
+                raise divergence_error(self.run, "a parameter", step - 1)
             optimizer = to_host({"step": state.step, "opt_state": state.opt_state})
-            # The best first: a run that resumes from this `latest` must have it.
+            # `best` comes first: a run that resumes from this `latest` needs it.
             kinds = {"best": {"weights": weights}} if is_best else {}
             kinds["latest"] = {"weights": weights, "optimizer": optimizer}
             self.writer.save(kinds, self._metadata(step))

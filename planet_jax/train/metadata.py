@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself and its run, as typed fields: one writer and one reader."""
+"""The metadata of a checkpoint and its run, as typed fields: one writer and one reader."""
 
 import dataclasses
 import importlib.metadata
@@ -47,13 +47,13 @@ class Metadata:
     """What is needed to understand a checkpoint, and to resume from it.
 
     Attributes:
-      step, steps, steps_per_epoch: steps taken, those of the whole stage, those of an epoch.
+      step, steps, steps_per_epoch: steps so far, steps of the whole stage, steps per epoch.
       epoch_offset: epochs of the stages before this one.
       classes: the vocabulary, in the order of the logits.
       train_chips, valid_chips: how many chips train and validate.
       train_fingerprint, valid_fingerprint: SHA-256 of their names and labels.
       provenance: options, versions, devices.
-      log: the state of steps.csv and history.csv; None if another format wrote it.
+      log: the state of steps.csv and history.csv; None if the checkpoint has format 1.
     """
 
     step: int
@@ -69,7 +69,7 @@ class Metadata:
     log: LogState | None
 
     @property
-    def is_last_step(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the stage is complete: all steps taken and all epochs scored."""
         scored = self.log is None or self.log.epochs == self.steps // self.steps_per_epoch
         return self.step == self.steps and scored
@@ -113,7 +113,7 @@ class Metadata:
 
     @classmethod
     def _from_format_1(cls, content: dict[str, Any]) -> "Metadata":
-        """Read the weights' metadata; format 1 copied steps.csv, so it cannot be resumed."""
+        """Read format 1, which has no log state: a run cannot be resumed from it."""
         names = ("config", "versions", "git_commit", "devices", "hosts")
         return cls(
             step=content["step"],

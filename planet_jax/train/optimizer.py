@@ -20,7 +20,7 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Schedule:
-    """The rates of n steps: `lr` float64 [n, 3], one column a group, and `beta1` float64 [n]."""
+    """The rates of n steps: `lr` float64 [n, 3], one column per group, and `beta1` float64 [n]."""
 
     lr: Float[np.ndarray, "n 3"]
     beta1: Float[np.ndarray, " n"]

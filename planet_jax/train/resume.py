@@ -23,14 +23,14 @@ def is_finished(start: Start, config: ConfigDict) -> bool:
     if start.own is None:
         return False
     changed = changed_options(start.own.metadata, config, start.own.run)
-    return not changed and start.own.metadata.is_last_step
+    return not changed and start.own.metadata.is_complete
 
 
 def changed_options(metadata: Metadata, config: ConfigDict, run: Path) -> dict[str, Any]:
-    """Return the saved values of options that have another value now and matter on a resume.
+    """Return the saved values of the changed options that a resume must keep equal.
 
     Raises:
-      BadInput: there are some, and `train.allow_changes` is False.
+      BadInput: such an option changed, and `train.allow_changes` is False.
     """
     saved = translate_saved(metadata.provenance.config, run)
     now = {name: as_json(value) for name, value in flatten(config).items()}
@@ -63,9 +63,9 @@ def check_resume(stage: Stage, metadata: Metadata, run: Path) -> Provenance:
         check_chips(stage, metadata, run, ("train", "valid"))
     if metadata.steps_per_epoch != stage.steps_per_epoch or metadata.step > stage.steps:
         raise BadInput(
-            f"{run}: train.allow_changes cannot continue after step {metadata.step} of "
-            f"{metadata.steps} ({metadata.steps_per_epoch} an epoch) with {stage.steps} steps "
-            f"({stage.steps_per_epoch} an epoch); set workdir to a new folder"
+            f"{run}: cannot continue after step {metadata.step} of {metadata.steps} "
+            f"({metadata.steps_per_epoch} per epoch): config and data now give {stage.steps} steps "
+            f"({stage.steps_per_epoch} per epoch); set workdir to a new folder"
         )
     if changes:
         notify(f"{run}: train.allow_changes: {', '.join(changes)} changed")
@@ -81,7 +81,7 @@ def check_chips(stage: Stage, metadata: Metadata, run: Path, kinds: tuple[str, .
     """Refuse a run that trained or validated on other chips or labels.
 
     Raises:
-      BadInput: naming the run and the data.
+      BadInput: they differ; it names the run and the data.
     """
     if _changed_chips(stage, metadata).keys() & {f"{kind}_fingerprint" for kind in kinds}:
         raise BadInput(

@@ -28,8 +28,8 @@ class Stage:
     Attributes:
       config, data: the checked config and the data set.
       train_rows, valid_rows: rows of the data set that train and that validate.
-      epoch_offset: epochs of the stages before this one. Each stage of a chain continues their
-        numbers, and so draws an order, augmentation and dropout of its own.
+      epoch_offset: epochs of the stages before this one. A chain of stages numbers its epochs
+        continuously, and the number selects the order, augmentation and dropout.
     """
 
     config: ConfigDict
@@ -45,7 +45,7 @@ class Stage:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last short batch of an epoch is dropped, as in the notebook."""
+        """The number of steps per epoch; the short last batch is dropped, as in the notebook."""
         return len(self.train_rows) // self.config.data.batch_size
 
     @property
@@ -70,7 +70,7 @@ class Stage:
 
     @functools.cached_property
     def predict_step(self) -> Callable[..., Array]:
-        """The pmapped logits of a batch."""
+        """The pmapped function that computes a batch's logits."""
         return make_predict_step(self.model, all_devices())
 
     @functools.cached_property
@@ -96,7 +96,9 @@ class Stage:
         return self._pmapped_train_step(state, sharded, rates, self._dropout_key)
 
     def train_batches(self, first_step: int = 0, epochs: int = 0) -> Iterator[loader.Batch]:
-        """Return this process's shares of the batches from `first_step` on, of all or some epochs.
+        """Return this process's share of every batch, from step `first_step` on.
+
+        `epochs` is the number of epochs; 0: `train.epochs`.
 
         Raises:
           BadInput: there are fewer chips than one batch takes.
@@ -135,8 +137,8 @@ def make_stage(config: ConfigDict, epoch_offset: int = 0) -> Stage:
         train_rows = np.array(_subset_rows(data, train_rows, options.subset), int)
     if len(valid_rows) == 0:
         raise BadInput(
-            f"config.data.valid_fraction: none of the {n} chips of {options.root} validates; "
-            "raise it or give more chips"
+            f"config.data.valid_fraction: selects none of the {n} chips of {options.root} for "
+            "validation; raise it or give more chips"
         )
     check_batch(options.batch_size)
     return Stage(config, data, train_rows, valid_rows, epoch_offset)
@@ -161,13 +163,13 @@ def check_batch(batch_size: int, devices: int = 0) -> None:
     """Refuse a batch that cannot be divided evenly over the devices (0: those of this run).
 
     Raises:
-      BadInput: naming the nearest sizes that can.
+      BadInput: it cannot; the message names the nearest sizes that can.
     """
     devices = devices or jax.device_count()
     if batch_size % devices:
         below = batch_size // devices * devices
         near = " or ".join(str(size) for size in (below, below + devices) if size)
         raise BadInput(
-            f"config.data.batch_size = {batch_size} does not divide over {devices} devices; "
-            f"the nearest that does: {near}"
+            f"config.data.batch_size = {batch_size} is not a multiple of {devices} devices; "
+            f"the nearest: {near}"
         )

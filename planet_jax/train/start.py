@@ -25,7 +25,7 @@ from planet_jax.train.steps import TrainState, create_state
 
 @dataclass(frozen=True)
 class Start:
-    """Where a stage starts; without a checkpoint from `model.weights`.
+    """Where a stage starts: at a checkpoint, or at `model.weights` if both fields are None.
 
     Attributes:
       own: the latest checkpoint of this run, to resume.
@@ -50,7 +50,8 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
     """Open the checkpoint that the stage starts from, or check that its weights exist.
 
     Raises:
-      BadInput: they are missing or damaged (if the stage `needs_weights`).
+      BadInput: all checkpoints are damaged; with `needs_weights`, the newest is, or the weights
+        are missing.
     """
     own = open_checkpoint(Path(config.workdir), "latest") if resume else None
     if own is not None:
@@ -60,7 +61,7 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
         if not needs_weights:
             return Start(previous=open_checkpoint(run, "latest"))
         checkpoint = require_checkpoint(run, "latest", newest_only=True)
-        if not checkpoint.metadata.is_last_step:
+        if not checkpoint.metadata.is_complete:
             step, steps = checkpoint.metadata.step, checkpoint.metadata.steps
             notify(f"{run}: init_from starts from an unfinished run, step {step} of {steps}")
         return Start(previous=checkpoint)
@@ -83,7 +84,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     metadata, run = start.previous.metadata, start.previous.run
     check_vocabulary(start.previous, stage)
     if metadata.valid_fingerprint != stage.data.labels.fingerprint(stage.valid_rows):
-        notify(f"{run} validated on other chips: it may have trained on some of these")
+        notify(f"{run} used other validation chips: it may have trained on some of this stage's")
     flat = start.previous.arrays("weights")
     return create_state(from_host(flat, variables, str(run)), config.optim.freeze)
 
@@ -112,7 +113,7 @@ def check_vocabulary(checkpoint: Checkpoint, stage: Stage) -> None:
     """Refuse a checkpoint whose vocabulary is not that of the data.
 
     Raises:
-      BadInput: naming the labels that differ.
+      BadInput: the vocabularies differ; it names the labels.
     """
     saved, root = checkpoint.metadata.classes, stage.config.data.root
     if saved != stage.classes:

@@ -1,6 +1,6 @@
 """The two pmapped functions of training: one training step, and the logits of a batch.
 
-The state is replicated; batches are `[devices, chips a device, ...]`; results are equal on every
+The state is replicated; batches are `[devices, chips per device, ...]`; results are equal on every
 device. Gradients are those of the mean loss over the global batch.
 """
 
@@ -67,21 +67,26 @@ def make_train_step(
         state: TrainState, batch: dict[str, Array], rates: Rates, key: Key[Array, ""]
     ) -> tuple[TrainState, Float[Array, ""]]:
         chips = batch["chips"]
-        places = lax.axis_index(BATCH_AXIS) * len(chips) + jnp.arange(len(chips))
+        batch_indices = lax.axis_index(BATCH_AXIS) * len(chips) + jnp.arange(len(chips))
         rngs = {"dropout": jax.random.fold_in(key, state.step)}
         trainable, frozen = split_frozen(state.params, freeze)
 
         def loss_fn(trainable: Params) -> tuple[Float[Array, ""], dict[str, Any]]:
             variables = {"params": merge(trainable, frozen), "batch_stats": state.batch_stats}
             logits, changed = model.apply(
-                variables, chips, train=True, places=places, rngs=rngs, mutable=["batch_stats"]
+                variables,
+                chips,
+                train=True,
+                batch_indices=batch_indices,
+                rngs=rngs,
+                mutable=["batch_stats"],
             )
             losses = optax.sigmoid_binary_cross_entropy(logits, batch["targets"])
             return losses.mean(), changed["batch_stats"]
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-        # Global statistics are already equal on all devices; per-device ones are averaged here. As
-        # one vector, because compilers combine at most some 256 arrays into one all-reduce.
+        # Per-device statistics are averaged here; global ones are already equal on all devices.
+        # They form one vector: compilers combine at most about 256 arrays into one all-reduce.
         stats, unravel = ravel_pytree(batch_stats)
         to_average = (loss, grads, stats if model.axis_name is None else None)
         loss, grads, averaged = lax.pmean(to_average, BATCH_AXIS)
@@ -105,9 +110,9 @@ def make_train_step(
 def make_predict_step(
     model: Classifier, devices: tuple[jax.Device, ...] | None = None, average: str = ""
 ) -> Callable[[Variables, UInt8[Array, "d b h w 3"]], Float[Array, "n classes"]]:
-    """Make `predict(variables, chips) -> logits`: of the global batch, on every device.
+    """Make `predict(variables, chips) -> logits`; every device returns the global batch's.
 
-    `average` is that of `batch_logits`.
+    `average` is passed to `batch_logits`.
     """
 
     def predict(variables: Variables, chips: UInt8[Array, "b h w 3"]) -> Array:
@@ -150,12 +155,12 @@ def average_logits(
     "probabilities" gives the logit of the mean probability, finite for any finite logits; "logits"
     gives the mean logit.
     """
-    share = jnp.array(weights or [1 / len(logits)] * len(logits), logits.dtype)
-    share = share.reshape(-1, *[1] * (logits.ndim - 1))
+    weight = jnp.array(weights or [1 / len(logits)] * len(logits), logits.dtype)
+    weight = weight.reshape(-1, *[1] * (logits.ndim - 1))
     if average == "logits":
-        return (share * logits).sum(0)
-    yes, no = (jax.nn.logsumexp(jax.nn.log_sigmoid(z), 0, share) for z in (logits, -logits))
-    return yes - no
+        return (weight * logits).sum(0)
+    log_p, log_q = (jax.nn.logsumexp(jax.nn.log_sigmoid(z), 0, weight) for z in (logits, -logits))
+    return log_p - log_q
 
 
 def to_devices(array: np.ndarray, devices: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Four small stages run once, untouched. Others are killed, damaged, and given a full disk or a clock
 that jumps. The same command is then repeated, and the folders are compared with the untouched ones,
-file by file and bit by bit. Exit status 1 if one differs. See docs/break_it.md.
+file by file and bit by bit. Exit status 1 if one differs. See docs/reliability.md.
 """
 
 import argparse

@@ -12,10 +12,10 @@ from tests.support import ROOT, assert_refusal
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian", "--config=configs/smoke.py"], "trian is no command; did you mean train"),
+        (["trian", "--config=configs/smoke.py"], "trian is not a command; did you mean train"),
         (
             ["--config=configs/smoke.py", "--config.optim.lrr=3"],
-            "config.optim.lrr is no option; did you mean optim.lr?",
+            "config.optim.lrr is not an option; did you mean optim.lr?",
         ),
         (["--config=configs/smoke.py", "--config.model.weights=a.safetensors"], "no such file"),
     ],

@@ -62,7 +62,9 @@ def test_processes_with_different_options_are_refused(start_hosts, tmp_path):
     assert statuses(processes) == [2, 2]
     for i in range(2):
         line = (tmp_path / f"err{i}").read_text().splitlines()[-1]
-        assert line.endswith("processes 0 and 1 differ in config.seed; give all the same")
+        assert line.endswith(
+            "processes 0 and 1 differ in config.seed; start all processes with the same"
+        )
     assert not (tmp_path / "host0" / "run").exists()
 
 

@@ -98,7 +98,7 @@ def test_scoring_cut_short_by_sigterm_is_repeated(tmp_path, monkeypatch, epoch):
         patch.setattr(loop, "validate", stopped)
         with pytest.raises(Stopped):
             commands.train(config("cut"))
-    assert not require_checkpoint(tmp_path / "cut", "latest").metadata.is_last_step
+    assert not require_checkpoint(tmp_path / "cut", "latest").metadata.is_complete
     for name in ("cut", "whole"):
         commands.train(config(name))
     runs = tmp_path / "cut", tmp_path / "whole"

@@ -104,7 +104,7 @@ def test_values_of_another_type_are_refused(name, value, kind):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("config.optim.lrr = 3", r"mine\.py: lrr is no option; did you mean lr\?"),
+        ("config.optim.lrr = 3", r"mine\.py: lrr is not an option; did you mean lr\?"),
         (
             "config.score.tta = 'dihedral'",
             r"config\.score\.tta is now config\.score\.test_time",

@@ -285,14 +285,14 @@ def test_part_of_another_version_is_not_resumed(kaggle, big):
     kaggle.breaks = 6
     refused(root)
     kaggle.sources[SLUG] = dict(FILES_OF_2017)
-    assert "4194304 bytes received" in refused(root)  # the package overwrites the larger part
+    assert "4194304 of 2741 bytes" in refused(root)  # the package overwrites the larger part
     downloads.fetch(root)
     assert tree(root) == WHOLE
 
 
 def test_listed_size_differs(kaggle, tmp_path):
     kaggle.sizes["train-jpg.tar.7z"] = 10
-    assert "10 are listed" in refused(tmp_path / "planet")
+    assert "of 10 bytes" in refused(tmp_path / "planet")
     assert tree(tmp_path / "planet") == {"train_v2.csv": table(TRAIN)}
 
 

@@ -81,8 +81,11 @@ def test_subset_selects_named_training_chips(tmp_path, capsys):
     file.write_text("e\n\n b \na\n")
     rows = subset(labels, np.array([1, 2, 4]), file)
     assert rows.tolist() == [1, 4]
-    assert "1 of its chips validate" in capsys.readouterr().err
-    for content, message in (("b\nx\ny\n", "2 names are not in"), ("a\n", "names no chip")):
+    assert "1 of its chips are validation chips" in capsys.readouterr().err
+    for content, message in (
+        ("b\nx\ny\n", "2 names are not in"),
+        ("a\n", "names no training chip"),
+    ):
         file.write_text(content)
         with pytest.raises(BadInput, match=message):
             subset(labels, np.array([1, 2, 4]), file)

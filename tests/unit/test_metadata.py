@@ -32,11 +32,11 @@ def test_metadata_is_read_as_it_was_written(metadata):
 
 
 def test_stage_is_complete_with_all_steps_and_scores(metadata):
-    assert not metadata.is_last_step
+    assert not metadata.is_complete
     last = dataclasses.replace(metadata, step=10)
-    assert not last.is_last_step  # its second epoch is not scored
+    assert not last.is_complete  # its second epoch is not scored
     scored = dataclasses.replace(metadata.log, epochs=2)
-    assert dataclasses.replace(last, log=scored).is_last_step
+    assert dataclasses.replace(last, log=scored).is_complete
 
 
 def test_metadata_of_format_1_is_read():

@@ -11,13 +11,15 @@ from planet_jax import main
 from tests.support import ROOT, assert_refusal
 
 REFUSED = {
-    "command": (["trian", "--config=configs/smoke.py"], "trian is no command; did you mean train"),
-    "two": (["train", "now", "--config", "configs/smoke.py"], "now is no command"),
+    "command": (
+        ["trian", "--config=configs/smoke.py"], "trian is not a command; did you mean train"
+    ),
+    "two": (["train", "now", "--config", "configs/smoke.py"], "now is not a command"),
     "no config": ([], "--config is missing; try --config smoke"),
     "file": (["--config", "configs/smok.py"], "no such file; did you mean configs/smoke.py?"),
     "option": (
         ["--config=configs/smoke.py", "--config.optim.lrr=3"],
-        "config.optim.lrr is no option; did you mean optim.lr?",
+        "config.optim.lrr is not an option; did you mean optim.lr?",
     ),
     "renamed": (
         ["--config=configs/smoke.py", "--config.score.tta=dihedral"],
@@ -29,7 +31,7 @@ REFUSED = {
     ),
     "type": (["--config=configs/smoke.py", "--config.data.size=big"], "--config.data.size=big"),
     "range": (["--config=configs/smoke.py", "--config.data.size=1"], "at least 32"),
-    "flag": (["--confg=configs/smoke.py"], "--confg is no flag; did you mean --config?"),
+    "flag": (["--confg=configs/smoke.py"], "--confg is not a flag; did you mean --config?"),
     "folder": (
         ["--config=configs/smoke.py", "--config.data.source=folder", "--config.data.root=nowhere"],
         "nowhere/train_v2.csv: no label file",
@@ -40,7 +42,7 @@ REFUSED = {
     ),
     "journey": (
         ["journey", "--config=configs/demo.py", "--config.workdir=runs/x"],
-        "config.workdir is each stage's own",
+        "config.workdir differs per stage",
     ),
     "no py": (["--config", "configs/stage1"], "no such file; did you mean configs/stage1.py?"),
     "stage": (["--config", "configs/demo.py:stage3"], "no such stage; did you mean stage"),

@@ -102,7 +102,7 @@ def test_the_smoke_config_is_compiled_for_a_tpu(tmp_path):
     assert figures["steps_per_epoch"] == 32384 // 16
     refused = run_preflight("--target=v5e:2x2", root, "--config.data.batch_size=18")
     assert refused.returncode == 2
-    assert "does not divide over 4 devices; the nearest that does: 16 or 20" in refused.stderr
+    assert "is not a multiple of 4 devices; the nearest: 16 or 20" in refused.stderr
     wrong = run_preflight("--target=v5e:3x5", root)
     assert wrong.returncode == 2
     assert "no such topology" in wrong.stderr.splitlines()[-1]

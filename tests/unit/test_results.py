@@ -107,7 +107,7 @@ def test_mistakes_can_be_trained_on(run, tmp_path):
     chosen = {next_stage.data.labels.names[row] for row in next_stage.train_rows}
     assert chosen == names
     assert find_start(config).previous.run == run / "run"
-    with pytest.raises(BadInput, match=r"names no chip that is trained on.*score\.split=train"):
+    with pytest.raises(BadInput, match=r"names no training chip.*score\.split=train"):
         make_stage(small_config(run, **{"data.subset": str(run / "run" / "chips.csv")}))
 
 
@@ -199,7 +199,7 @@ def test_missing_decisions_or_weather_are_refused(run, tmp_path):
     with pytest.raises(BadInput, match=r"decisions\.json: does not exist; run evaluate first"):
         commands.predict(small_config(run, **folder, **{"score.calibrate": True}))
     no_weather = small_config(tmp_path, workdir=str(run / "run"), **{"score.weather_rule": True})
-    with pytest.raises(BadInput, match="no clear, partly_cloudy, haze and cloudy"):
+    with pytest.raises(BadInput, match="needs the labels clear, partly_cloudy, haze and cloudy"):
         commands.evaluate(no_weather)
 
 

@@ -201,7 +201,7 @@ def test_the_range_test_leaves_no_trace(tmp_path):
 
 def test_a_batch_that_does_not_divide_names_the_nearest():
     assert jax.device_count() == 4
-    with pytest.raises(BadInput, match=r"does not divide over 4 devices; .*: 8 or 12"):
+    with pytest.raises(BadInput, match=r"is not a multiple of 4 devices; .*: 8 or 12"):
         check_batch(10)
-    with pytest.raises(BadInput, match="the nearest that does: 4"):
+    with pytest.raises(BadInput, match="the nearest: 4"):
         check_batch(3)
