@@ -10,7 +10,7 @@ BIN = .venv/bin
 # this when a process starts, so Python cannot set it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-integration test-all faults lint setup clean
+.PHONY: demo test test-integration test-all faults lint docs setup clean
 
 demo: setup
 	@$(BIN)/python -m planet_jax.main journey --config configs/demo.py
@@ -31,6 +31,10 @@ faults: setup
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# The documentation as a site: open site/index.html. Warnings are errors.
+docs: .venv/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "site/index.html"
+
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -48,5 +52,9 @@ setup: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[preflight]'
 	@touch $@
 
+.venv/docs: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site

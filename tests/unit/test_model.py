@@ -104,7 +104,9 @@ def test_head_is_the_formula_in_numpy():
     variables = head.init(jax.random.key(0), x, train=False, batch_indices=None)
     stats = jax.tree.map(lambda s: rng.uniform(0.5, 1.5, s.shape), variables["batch_stats"])
     params = jax.tree.map(lambda p: 0.1 * rng.standard_normal(p.shape), variables["params"])
-    logits = head.apply({"params": params, "batch_stats": stats}, x, train=False, batch_indices=None)
+    logits = head.apply(
+        {"params": params, "batch_stats": stats}, x, train=False, batch_indices=None
+    )
 
     def norm(name, x):
         p, s = params[name], stats[name]
