@@ -16,7 +16,7 @@ demo: setup
 	@$(BIN)/python -m planet_jax.main journey --config configs/demo.py
 
 test: setup
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest -n 2 tests/unit
 
 test-integration: setup
 	@$(BIN)/python -m pytest tests/integration
