@@ -156,7 +156,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
         check_vocabulary(checkpoint, stage)
         check_chips(stage, checkpoint.metadata, checkpoint.run, ("valid",))
     models = inference.load_models(config, checkpoints)
-    fitted_to = inference.fitted_to(config, models)
+    fitted_to = inference.probability_source(config, models)
     rows, stored = stage.valid_rows, None
     if config.score.split == "train":  # decide by what was fitted to the validation chips
         rows = stage.train_rows
@@ -187,7 +187,9 @@ def predict(config: ConfigDict) -> pd.DataFrame:
     order = submission.order(config, files) if config.predict.submission else []
     models = inference.load_models(config, checkpoints)
     classes = models[0].metadata.classes
-    decision = fitted_decisions.load_decision(config, classes, inference.fitted_to(config, models))
+    decision = fitted_decisions.load_decision(
+        config, classes, inference.probability_source(config, models)
+    )
     source = partial(loader.folder_batches, files)
     logits = inference.ensemble_logits(models, source, len(files), "predicting")
     probabilities = metrics.sigmoid(logits)
@@ -218,7 +220,7 @@ def export(config: ConfigDict) -> None:
     export_folder.check(config)
     check_writable(Path(config.workdir))
     models = inference.load_models(config, inference.open_runs(config))
-    fitted_to, classes = inference.fitted_to(config, models), models[0].metadata.classes
+    fitted_to, classes = inference.probability_source(config, models), models[0].metadata.classes
     decision = fitted_decisions.load_decision(config, classes, fitted_to)
     if is_main_process():
         path = export_folder.write(config, models[0], decision, fitted_to)

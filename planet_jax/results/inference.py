@@ -89,7 +89,7 @@ def _load_model(config: ConfigDict, checkpoint: Checkpoint) -> TrainedModel:
     return TrainedModel(config, network, variables, metadata)
 
 
-def fitted_to(config: ConfigDict, models: Sequence[TrainedModel]) -> dict[str, Any]:
+def probability_source(config: ConfigDict, models: Sequence[TrainedModel]) -> dict[str, Any]:
     """Return what the probabilities depend on; a fitted decision must match it."""
     return {
         "checkpoint": config.checkpoint,
