@@ -7,6 +7,7 @@ ends a process because another one of the run was lost.
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -79,6 +80,10 @@ def run(command: str) -> None:
         "journey": {"overrides": config_flags.get_override_values(flags.FLAGS["config"])},
         "preflight": {"target": TARGET.value, "as_json": JSON.value},
     }
+    if FLAG.value.hosts.coordinator:
+        # absl enables it. At JAX's abort it reads other threads' frames, and can crash (SIGSEGV
+        # in place of SIGABRT: cpython issue 116008).
+        faulthandler.disable()
     try:
         distributed.initialize(FLAG.value.hosts, saves_on_sigterm=command in ("train", "journey"))
         shared = config.shared_by_processes(FLAG.value)

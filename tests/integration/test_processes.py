@@ -125,6 +125,7 @@ def test_lost_process_ends_the_other_within_the_timeout(start_hosts, tmp_path, l
     named = "leader task was preempted" if lost == 0 else r"stopped sending heartbeats\):\s+1\b"
     assert re.search(named, log)
     assert "Traceback" not in log
+    assert "Fatal Python error" not in log  # a dump of faulthandler, which can crash
     assert statuses(start_hosts(2, "train", **{"train.save_every": 2})) == [0, 0]
 
 
