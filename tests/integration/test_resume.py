@@ -199,7 +199,7 @@ def test_allowed_changes_are_recorded(trained, copied, capsys):
     commands.train(small_config(trained[0], **change))  # the run's own config now
     assert "this run is finished" in capsys.readouterr().out
     more = options | {"train.allow_changes": True, "data.batch_size": 8}
-    with pytest.raises(BadInput, match=r"train\.allow_changes cannot continue"):
+    with pytest.raises(BadInput, match=r"cannot continue after step"):
         commands.train(small_config(trained[0], **more))
 
 
