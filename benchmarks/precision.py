@@ -1,10 +1,11 @@
-"""Compare bfloat16 with float32: the same unfrozen stage on the drawn sample, once a seed.
+"""Compare bfloat16 with float32: the same unfrozen stage on the drawn sample, once per seed.
 
     python benchmarks/precision.py [--out runs/precision] [--seeds 0 1 2] [--epochs 8]
 
-ResNet50 from random weights, 300 chips of 64 px to train on and 300 to score. Prints each seed's
-final figures and the mean difference; exits with 1 if the F2 differ by more than 0.01 on average.
-Finished runs are kept, so the same command again only compares.
+Trains ResNet50 from random weights on 300 chips of 64 px and scores it on 300 others.
+Prints each seed's final figures and the mean difference; exits with 1 if the mean F2 differs by
+more than 0.01.
+Finished runs are kept, so repeating the command only compares them.
 """
 
 import argparse

@@ -15,11 +15,11 @@ from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.progress import notify
 
 DOWNLOADS = ".downloads"  # folder in the root for archives that are not unpacked yet
-MANY = 2000  # files; a longer list holds single chips, and to read it whole takes minutes
+MANY = 2000  # files; a longer list holds single chips, and reading all of it takes minutes
 
 
 class _NotAvailable(BadInput):
-    """This source does not offer the file; another may."""
+    """This source does not offer the file, but another one may."""
 
 
 def fetch(
@@ -74,7 +74,7 @@ class _Files:
         self.listings: dict[str, dict[str, int]] = {}
 
     def image_names(self, table: str) -> list[str]:
-        """Return the image names in the CSV `table`, fetched if it is missing."""
+        """Return the image names in the CSV `table`; fetch the CSV if it is missing."""
         target = self.root / table
         wanted = (f"{table}.zip", table)
         if not target.is_file():
@@ -89,7 +89,7 @@ class _Files:
             return archives.image_names(target.read_bytes())
 
     def require_chips(self, folder: str, names: list[str]) -> None:
-        """Check that `folder` has a chip for every name; unpack its archive if it is missing."""
+        """Unpack the archive of `folder` if the folder is missing; check that it has every chip."""
         target = self.root / folder
         wanted = (f"{folder}.tar.7z", f"{folder}.tar", f"{folder}.zip")
         if not target.is_dir():
@@ -121,7 +121,7 @@ class _Files:
         )
 
     def _download(self, source: str, wanted: Sequence[str]) -> Path:
-        """Download one of the `wanted` names; a source of single chips is downloaded as one zip."""
+        """Download one of the `wanted` files, or the zip of all if `source` lists single chips."""
         if source not in self.listings:
             self.listings[source] = _list_files(source)
         listing = self.listings[source]
@@ -136,7 +136,7 @@ class _Files:
         target, part = self.downloads / name, self.downloads / f"{name}.part"
         if target.is_file():
             return target
-        # A folder, because the kaggle package chooses the file's name. It may hold a partial file.
+        # `part` is a folder, because the kaggle package names the file. It may hold a partial file.
         part.mkdir(parents=True, exist_ok=True)
         missing = 3.3 * size - archives.bytes_in(part)
         archives.require_space(part, missing, f"{name}, its tar and its chips")
@@ -154,7 +154,7 @@ class _Files:
 
 
 def _downloaded_file(part: Path, name: str, size: int) -> Path:
-    """Return the one file in `part`; it must have `size` bytes (0: unknown).
+    """Return the one file in `part`; it must have `size` bytes, unless `size` is 0.
 
     A file that Kaggle zips for the download has another name, and its size is not checked.
     """
@@ -173,7 +173,7 @@ def _zip_of_all(source: str) -> str:
 
 
 def _list_files(source: str) -> dict[str, int]:
-    """Map the paths in `source` to their bytes (0: unknown); stop when MANY or more are listed."""
+    """Map the paths in `source` to sizes in bytes (0 if unknown); stop at MANY or more paths."""
     listing: dict[str, int] = {}
     token = None
     for _ in range(100):
@@ -221,7 +221,7 @@ def _call_kaggle(source: str, call: str, *args: str, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _report_damage(archive: Path) -> Iterator[None]:
-    """Turn any error of a reader into one line about `archive`; delete it if it is a download.
+    """Report a file reader's error in one line; delete `archive` if it is a download.
 
     A damaged download that stayed would fail every later run.
     """

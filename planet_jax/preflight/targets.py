@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from planet_jax.preflight.hardware import HARDWARE, Hardware
 from planet_jax.runtime.errors import BadInput, did_you_mean
 
-# libtpu must not ask a metadata server, nor lock the TPU for one process.
+# libtpu must neither ask a metadata server nor lock the TPU for one process.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -54,7 +54,7 @@ def find(target: str) -> Target:
         raise BadInput(
             f"--target={target}: its compiler is missing; pip install -e '.[preflight]' installs it"
         )
-    jax.config.update("jax_platforms", "cpu")  # or the plugins look for attached devices
+    jax.config.update("jax_platforms", "cpu")  # otherwise the plugins look for attached devices
     # A cached program for a device that is not attached cannot be read: jax warns on every hit.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -63,7 +63,7 @@ def find(target: str) -> Target:
             topology = topologies.get_topology_desc(platform="tpu", topology_name=target)
         else:
             topology = _gpu_topology(kind, shape, hardware.xla_description)
-    except Exception as error:  # each compiler raises its own
+    except Exception as error:  # the exception's type depends on the compiler
         problem, example = str(error).strip().splitlines()[0], EXAMPLES[hardware.platform]
         raise BadInput(f"--target={target}: no such topology ({problem}); try {example}") from error
     return Target(target, hardware, topology.devices)

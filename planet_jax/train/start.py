@@ -50,8 +50,8 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
     """Open the checkpoint that the stage starts from, or check that its weights exist.
 
     Raises:
-      BadInput: all checkpoints are damaged; with `needs_weights`, the newest is, or the weights
-        are missing.
+      BadInput: every checkpoint is damaged. With `needs_weights`, also if the newest one of
+        `init_from` is damaged or the weights are missing.
     """
     own = open_checkpoint(Path(config.workdir), "latest") if resume else None
     if own is not None:
@@ -113,7 +113,7 @@ def check_vocabulary(checkpoint: Checkpoint, stage: Stage) -> None:
     """Refuse a checkpoint whose vocabulary is not that of the data.
 
     Raises:
-      BadInput: the vocabularies differ; it names the labels.
+      BadInput: the vocabularies differ; the message names the labels.
     """
     saved, root = checkpoint.metadata.classes, stage.config.data.root
     if saved != stage.classes:
