@@ -26,16 +26,13 @@ KEEP = 2  # checkpoints of each kind: the older one is used if the newer one is 
 class CheckpointWriter:
     """Write checkpoints in a thread, one after the other, while training continues.
 
-    A context manager that waits for the last write. The run folder must be locked: unfinished
-    writes of a killed process are removed, and so is what is newer than `resumed_step`, since its
-    steps are repeated.
+    A context manager that waits for the last write. The run folder must be locked. Checkpoints
+    newer than `resumed_step` are removed, because those steps run again.
     """
 
     def __init__(self, run: Path, resumed_step: int) -> None:
         self.run, self.folder = run, run / "checkpoints"
         if is_main_process():
-            for unfinished in self.folder.glob("*/.*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
             for kind in self.folder.glob("*"):
                 for step in list_steps(kind):
                     if step > resumed_step:

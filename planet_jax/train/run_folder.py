@@ -33,6 +33,8 @@ def check_writable(run: Path) -> None:
 def exclusive(run: Path) -> Iterator[None]:
     """Hold the run folder in the main process; remove a new one if the block refuses its input.
 
+    What a killed process has left unfinished in checkpoints/ is removed first.
+
     Raises:
       BadInput: another process holds it, or it cannot be written to.
     """
@@ -46,6 +48,8 @@ def exclusive(run: Path) -> Iterator[None]:
                 stack.enter_context(lock_folder(run, wait=False))
             except BlockingIOError:
                 raise BadInput(f"config.workdir = {run}: another process trains there") from None
+            for unfinished in (run / "checkpoints").glob("*/.*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
         lock()
         try:

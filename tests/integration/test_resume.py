@@ -270,3 +270,12 @@ def test_run_of_an_older_version_is_evaluated_and_continued_by_a_next_stage(copi
     after = small_config(trained[0], init_from=str(run), workdir=str(run.parent / "next"))
     commands.train(after)
     assert require_checkpoint(run.parent / "next", "latest").metadata.epoch_offset == 2
+
+
+def test_leftovers_of_a_killed_process_are_removed_from_a_finished_run(trained, copied):
+    run, options = copied
+    leftovers = [run / "checkpoints" / "latest" / name for name in (".old-a-5", ".tmp-1")]
+    for folder in leftovers:
+        folder.mkdir()
+    commands.train(small_config(trained[0], **options))
+    assert not any(folder.exists() for folder in leftovers)
