@@ -96,7 +96,8 @@ def run(command: str) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error):
             cause = str(error)[:200]
             report(RunFailed(f"a collective failed: was another process lost? ({cause})"))
-            time.sleep(2 * distributed.HEARTBEAT_TIMEOUT)  # JAX's abort logs the lost one
+            # If one was lost, JAX ends this process meanwhile, and logs which one.
+            time.sleep(2 * distributed.HEARTBEAT_TIMEOUT)
         status = report(error)
         with contextlib.suppress(Exception):  # processes with the same error end together
             distributed.client().wait_at_barrier("planet_jax/exit", 5000)  # milliseconds

@@ -38,15 +38,15 @@ def fetch(
     download is resumed.
 
     Raises:
-      BadInput: Kaggle or the network refuses; no source has a file; an archive is damaged, hostile
-        or of other content; a chip of the CSV is missing; the disk is too small.
+      BadInput: Kaggle or the network refuses; no source has a file; an archive is damaged, unsafe
+        or holds other files; a chip of the CSV is missing; the disk is too small.
     """
     if not re.fullmatch(r"[\w-]+", competition):
         raise BadInput(
-            f"config.data.kaggle_competition = {competition!r}: must be the name in its address"
+            f"config.data.kaggle_competition = {competition!r}: must be its name on kaggle.com"
         )
     if not re.fullmatch(r"([\w-]+/[\w-]+)?", mirror):
-        raise BadInput(f"config.data.kaggle_mirror = {mirror!r}: must be a data set as owner/slug")
+        raise BadInput(f"config.data.kaggle_mirror = {mirror!r}: must be a data set, owner/slug")
     files = _Files(Path(root), [competition, mirror] if mirror else [competition])
     try:
         files.require_chips("train-jpg", files.image_names("train_v2.csv"))
@@ -116,8 +116,8 @@ class _Files:
                 reasons.append(str(reason))
                 notify(reasons[-1])
         raise BadInput(
-            f"{'; '.join(reasons)}; or set config.data.kaggle_mirror to a Kaggle data set "
-            f"(owner/slug) that has it, or put {wanted[0]} into {self.root} by hand"
+            f"{'; '.join(reasons)}; set config.data.kaggle_mirror to a Kaggle data set "
+            f"(owner/slug) that has this file, or put {wanted[0]} into {self.root} by hand"
         )
 
     def _download(self, source: str, wanted: Sequence[str]) -> Path:
@@ -191,23 +191,25 @@ def _call_kaggle(source: str, call: str, *args: str, **options: Any) -> Any:
 
     kind = "dataset" if "/" in source else "competition"
     page = f"https://www.kaggle.com/{'datasets' if '/' in source else 'c'}/{source}"
-    token = "make a token at https://www.kaggle.com/settings and set KAGGLE_API_TOKEN to it"
+    advice = "make a token at https://www.kaggle.com/settings and set KAGGLE_API_TOKEN to it"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            from kaggle.api.kaggle_api_extended import KaggleApi  # slow, and it authenticates
+            from kaggle.api.kaggle_api_extended import (
+                KaggleApi,
+            )  # the import is slow, and authenticates
 
             api = KaggleApi()
             api.authenticate()
             return getattr(api, f"{kind}_{call}")(source, *args, **options)
     except SystemExit as error:
-        raise BadInput(f"no Kaggle credentials, or expired ones: {token}") from error
+        raise BadInput(f"no Kaggle credentials, or expired ones: {advice}") from error
     except requests.HTTPError as error:
         code = error.response.status_code if error.response is not None else 0
         if code == 401:
-            raise BadInput(f"Kaggle rejects the credentials (401): {token}") from error
+            raise BadInput(f"Kaggle rejects the credentials (401): {advice}") from error
         if code == 403:
-            advice = f"see {page}" if "/" in source else f"accept the rules at {page}/rules"
-            raise _NotAvailable(f"Kaggle refuses {source} (403): {advice}") from error
+            cure = f"see {page}" if "/" in source else f"accept the rules at {page}/rules"
+            raise _NotAvailable(f"Kaggle refuses {source} (403): {cure}") from error
         if code == 404:
             missing = " in ".join([*args, source])
             raise _NotAvailable(f"Kaggle has no {missing} (404): see {page}") from error
@@ -223,13 +225,13 @@ def _call_kaggle(source: str, call: str, *args: str, **options: Any) -> Any:
 def _report_damage(archive: Path) -> Iterator[None]:
     """Report a file reader's error in one line; delete `archive` if it is a download.
 
-    A damaged download that stayed would fail every later run.
+    A damaged download that is kept would make every later run fail.
     """
     try:
         yield
     except OSError:  # an error of the disk, not damaged bytes
         raise
-    except Exception as error:  # the readers raise many kinds on damaged bytes
+    except Exception as error:  # the readers raise many types on damaged bytes
         advice = "replace it or delete it"
         if archive.parent.name == DOWNLOADS:
             archive.unlink()

@@ -45,9 +45,9 @@ def find(target: str) -> Target:
     """
     kind, _, shape = target.partition(":")
     if kind not in HARDWARE:
-        problem = f"{kind} is no known kind of device" if kind else "--target is missing"
+        problem = f"{kind} is not a known kind of device" if kind else "--target is missing"
         raise BadInput(
-            f"{problem}, as in --target=v5e:2x4 or --target=h100:8; {did_you_mean(kind, HARDWARE)}"
+            f"{problem}; write --target=v5e:2x4 or --target=h100:8; {did_you_mean(kind, HARDWARE)}"
         )
     hardware = HARDWARE[kind]
     if not all(map(_is_installed, COMPILER_PACKAGES[hardware.platform])):

@@ -113,7 +113,8 @@ def _write_whole(path: Path, items: dict[str, Flat], metadata: Metadata) -> None
             orbax.save(temporary, args=ocp.args.Composite(**args))
         write_json(temporary / "meta" / "metadata", metadata.to_json())
         seal(temporary)
-        replace(temporary, path)  # of a checkpoint that was saved before its epoch was scored
+        # The path exists if this step was saved before its epoch was scored.
+        replace(temporary, path)
     fsync(path.parent)
 
 

@@ -84,7 +84,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     metadata, run = start.previous.metadata, start.previous.run
     check_vocabulary(start.previous, stage)
     if metadata.valid_fingerprint != stage.data.labels.fingerprint(stage.valid_rows):
-        notify(f"{run} used other validation chips: it may have trained on some of this stage's")
+        notify(f"{run} used other validation chips: it may have trained on some that validate now")
     flat = start.previous.arrays("weights")
     return create_state(from_host(flat, variables, str(run)), config.optim.freeze)
 
@@ -119,6 +119,6 @@ def check_vocabulary(checkpoint: Checkpoint, stage: Stage) -> None:
     if saved != stage.classes:
         differing = ", ".join(sorted(set(saved) ^ set(stage.classes)))
         raise BadInput(
-            f"{checkpoint.run} was trained on other labels than {root} has; they differ in: "
-            f"{differing}; set data.root to chips with the run's labels"
+            f"the labels of {root} are not those that {checkpoint.run} was trained on; they differ "
+            f"in: {differing}; set data.root to chips with the run's labels"
         )

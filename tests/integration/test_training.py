@@ -100,7 +100,9 @@ def test_next_stage_starts_from_the_last_weights_at_another_size(trained):
     assert not any(np.asarray(m).any() for m in to_host(state.opt_state).values())
     other = small_config(folder, init_from=config.workdir, workdir=str(folder / "other"))
     other.data.root = str(write_chips(folder / "renamed", [t.replace("c", "d") for t in LABELS]))
-    with pytest.raises(BadInput, match=r"other labels than .* differ in: c, d"):
+    with pytest.raises(
+        BadInput, match=r"are not those that .* was trained on; they differ in: c, d"
+    ):
         stage_and_state(other)
 
 

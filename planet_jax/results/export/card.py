@@ -7,8 +7,8 @@ IN_TORCH = """## In torch
 strict=False)` reports `fc.*` as missing and `head.*` as unexpected, and nothing else. The head is
 `head.2` (BatchNorm1d), `head.4` (Linear), `head.6` (BatchNorm1d) and `head.8` (Linear), numbered as
 in fastai's `nn.Sequential`: concat-pool (maximum first), flatten, BatchNorm, dropout, linear, ReLU,
-BatchNorm, dropout, linear. Divide pixels by 255 and normalize them by ImageNet's mean and standard
-deviation first.
+BatchNorm, dropout, linear. First divide pixels by 255, and normalize them with ImageNet's mean and
+standard deviation.
 
 """
 
@@ -46,15 +46,16 @@ A `{run["network"]}` with fastai's concat-pool head. It predicts a {probability}
 ## The function
 `jax.export.deserialize(bytearray(...)).call(chips)` takes {chips["chips"]}, for any b and for h
 and w up to {max_side}. It returns float32 [b, classes]. It {views} at {size}x{size} pixels.
-Chips of another size are resized first, without keeping the aspect ratio: area averaging if they
-are more than twice too large, then bilinear sampling, corner to corner. The result differs from
-the resize of validation by at most two of 255 levels. A label is predicted when its value is above
-its threshold in `model.json` (`{model["decision"]}`).
+Chips of another size are resized first, without keeping the aspect ratio. Chips more than twice as
+large are shrunk by area averaging. Then all are sampled bilinearly, with their corners aligned. The
+result differs by at most two of 255 levels from the resize used in validation. A label is predicted
+when its value is above its threshold in `model.json` (`{model["decision"]}`).
 
-It was written by jax {serving["jax"]} with calling convention {serving["calling_convention"]} for
-{", ".join(serving["platforms"])}. It needs jax, numpy and flatbuffers. Later versions of jax read
-it for at least six months after the release of that version; earlier versions may not. If it cannot
-be read or run, `example.py` ends with one line that says why. On a CPU the values for chips of
+`serving.bin` was written by jax {serving["jax"]} with calling convention
+{serving["calling_convention"]} for {", ".join(serving["platforms"])}. It needs jax, numpy and
+flatbuffers. Newer versions of jax read it for at least six months after the release of
+jax {serving["jax"]}. Older versions may be unable to read it. If it cannot be read or run,
+`example.py` ends with one line that says why. On a CPU the values for chips of
 {size}x{size} pixels equal those of `predict` to 1e-6. GPUs and TPUs multiply float32 with lower
 precision, unless `jax_default_matmul_precision` is `highest`.
 
@@ -62,8 +63,8 @@ precision, unless `jax_default_matmul_precision` is `highest`.
     python example.py chips.npy
 
 {IN_TORCH if run["network"] == "resnet50" else ""}## Limits
-The model fits chips and labels like those it was trained on. The scores above are for chips of the
-same data. Score it again before using it for another sensor, resolution, season or region.
+The model is only suitable for chips and labels like those it was trained on. The scores
+above are for chips of the same data. Score it again before using it for another sensor, resolution, season or region.
 """
 
 
