@@ -1,10 +1,11 @@
 """Multi-label classification of satellite chips in pure JAX: the planet notebook and past it.
 
-from planet_jax import commands, get_config
+Example:
+    from planet_jax import commands, get_config
 
-config = get_config()
-config.data.root = "data/mine"
-commands.train(config)
+    config = get_config()
+    config.data.root = "data/mine"
+    commands.train(config)
 """
 
 import importlib

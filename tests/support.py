@@ -18,7 +18,7 @@ from planet_jax.train.checkpoint import require_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-# The measured reference lies beside the checkout, not in it.
+# The measured reference is not part of the repository: a clone elsewhere skips its tests.
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not here")
 LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips train, 4 validate: 5 steps an epoch at batch 4
 TIMES = {"images_per_second", "input_wait", "save_stall", "time"}  # columns that no run repeats
