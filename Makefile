@@ -24,7 +24,7 @@ test-integration: setup
 test-all: lint .venv/compilers
 	@$(BIN)/python -m pytest -m ""
 
-# Every fault of tests/faults: under an hour on two cores.
+# Every fault of tests/faults: over an hour on two cores.
 faults: setup
 	@$(BIN)/python -m tests.faults
 

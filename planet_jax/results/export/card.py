@@ -64,7 +64,8 @@ precision, unless `jax_default_matmul_precision` is `highest`.
 
 {IN_TORCH if run["network"] == "resnet50" else ""}## Limits
 The model is only suitable for chips and labels like those it was trained on. The scores
-above are for chips of the same data. Score it again before using it for another sensor, resolution, season or region.
+above are for chips of the same data. Score it again before using it for another sensor, resolution,
+season or region.
 """
 
 
