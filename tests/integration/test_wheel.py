@@ -27,18 +27,12 @@ def test_wheel_trains_a_shipped_config_by_its_name(tmp_path):
     with zipfile.ZipFile(wheel) as files:
         files.extractall(site)
     work.mkdir()
-    cli = "from planet_jax.main import cli; cli()"  # the script planet-jax
     assert "planet-jax = planet_jax.main:cli" in next(site.rglob("entry_points.txt")).read_text()
-    run = [sys.executable, "-c", cli, "train", "--config", "smoke", *SMALL]
+    script = "import planet_jax.main as m; print(m.__file__, flush=True); m.cli()"
     ended = subprocess.run(
-        run, cwd=work, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-c", script, "train", "--config", "smoke", *SMALL], cwd=work,
+        env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert (work / "runs" / "smoke" / "history.csv").exists()
-    where = "import planet_jax; print(planet_jax.__file__)"
-    ended = subprocess.run(
-        [sys.executable, "-c", where], cwd=work, env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
     assert ended.stdout.startswith(str(site))
+    assert (work / "runs" / "smoke" / "history.csv").exists()
