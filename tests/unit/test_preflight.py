@@ -21,7 +21,7 @@ from tests.support import ROOT
 @pytest.mark.parametrize(
     ("target", "message"),
     [("h10:8", "h10 is not a known kind of device.*; did you mean h100?"),
-        ("", "--target is missing, as in"),
+        ("", "--target is missing; write"),
      ("v5e:2x4", r"its compiler is missing; pip install -e '.\[preflight\]' inst"),
      ("h100:8", r"its compiler is missing; pip install -e '.\[preflight\]' inst")],
 )  # fmt: skip
