@@ -22,7 +22,8 @@ def notify(line: str) -> None:
 @contextlib.contextmanager
 def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Yield `advance(n=1, note="")`, to be called after each n of `total` units."""
-    shows_bar = (sys.stderr.isatty() and is_main_process()) or "ipykernel" in sys.modules
+    in_notebook = "ipykernel.kernelapp" in sys.modules  # imported by a running kernel alone
+    shows_bar = (sys.stderr.isatty() and is_main_process()) or in_notebook
     last = time.monotonic()
 
     def advance(n: int = 1, note: str = "") -> None:
