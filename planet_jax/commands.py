@@ -30,7 +30,7 @@ from planet_jax.results.export import folder as export_folder
 from planet_jax.results.report import page
 from planet_jax.runtime import distributed
 from planet_jax.runtime.distributed import is_main_process, on_main
-from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.signals import Stopped
 from planet_jax.score import metrics
@@ -40,6 +40,8 @@ from planet_jax.train.resume import check_chips, is_finished
 from planet_jax.train.run_folder import check_writable, exclusive
 from planet_jax.train.stage import make_stage
 from planet_jax.train.start import Start, check_vocabulary, find_start, initial_state
+
+JOURNEY_RESULTS = ("metrics.json", "predictions.csv", "submission.csv")
 
 
 def prepare(config: ConfigDict) -> Dataset:
@@ -175,34 +177,46 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
 def predict(config: ConfigDict) -> pd.DataFrame:
     """Predict every image of predict.folder (default: test-jpg); write predictions.csv.
 
-    With predict.submission also writes submission.csv. Returns the table of predictions.csv.
+    With predict.submission also writes submission.csv. Images that cannot be read are named in
+    skipped.csv. Returns the table of predictions.csv.
+
+    Raises:
+      BadInput: no image can be read; with predict.strict or predict.submission, one cannot.
     """
     run = Path(config.workdir)
     check_writable(run)
     checkpoints = inference.open_runs(config)
     if not config.predict.folder:
         data_source.obtain(config.data, config.sample)
-    files = predictions.image_files(config)
-    distributed.require_same({"config.predict.folder": [file.name for file in files]})
-    order = submission.order(config, files) if config.predict.submission else []
+    images = predictions.image_files(config)
+    names, files = list(images), list(images.values())
+    distributed.require_same({"config.predict.folder": names})
+    order = submission.order(config, names) if config.predict.submission else []
     models = inference.load_models(config, checkpoints)
     classes = models[0].metadata.classes
     decision = fitted_decisions.load_decision(
         config, classes, inference.probability_source(config, models)
     )
-    source = partial(loader.folder_batches, files)
+    own: dict[int, str] = {}  # of this process's share of the images
+    source = partial(loader.folder_batches, files, None if config.predict.strict else own)
     logits = inference.ensemble_logits(models, source, len(files), "predicting")
-    probabilities = metrics.sigmoid(logits)
+    skipped = dict(item for part in distributed.gather([*own.items()]) for item in part)
+    kept = [i for i in range(len(files)) if i not in skipped]
+    reasons = {names[i]: reason for i, reason in sorted(skipped.items())}
+    if not kept:
+        raise BadInput(f"{files[0]}: {reasons[names[0]]}; none of {len(files)} images can be read")
+    probabilities = metrics.sigmoid(logits[kept])
     table = predictions.table(
-        [file.stem for file in files], classes, decision.calibrated(probabilities),
+        [names[i] for i in kept], classes, decision.calibrated(probabilities),
         decision(probabilities),
     )  # fmt: skip
     if is_main_process():
-        predictions.write_csv(run / "predictions.csv", table)
-        print(f"{run / 'predictions.csv'}: {len(files)} chips of {files[0].parent}")
-        if order:
-            predictions.write_csv(run / "submission.csv", submission.rows(table, order))
-            print(f"{run / 'submission.csv'}: tags of {len(order)} chips, in submission order")
+        print("\n".join(predictions.write(run, table, reasons, order, files[0].parent)))
+    if missing := [name for name in order if name in reasons]:
+        raise BadInput(
+            f"{run}: no submission.csv, because {len(missing)} of its chips cannot be read: "
+            f"{first_few(missing)}; fetch them again"
+        )
     return table
 
 
@@ -227,13 +241,16 @@ def export(config: ConfigDict) -> None:
         print(f"{path}: wrote {', '.join(sorted(file.name for file in path.iterdir()))}")
 
 
-def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({})) -> None:
+def journey(
+    config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({}), file: str = ""
+) -> None:
     """Train config.stages in order; evaluate, predict and report the last.
 
     A stage that is finished is not trained again. `overrides` are options of the command line, for
-    example {"train.epochs": 1}, set in every stage.
+    example {"train.epochs": 1}, set in every stage. A fresh head is for the first stage alone.
+    `file` is the config's own: stages are also found beside it.
     """
-    stages = [load(file) for file in config.stages]
+    stages = [load(stage, named_by=file) for stage in config.stages]
     if not stages:
         raise BadInput("config.stages is empty; try --config demo")
     if own := sorted({"workdir", "init_from"} & overrides.keys()):
@@ -244,25 +261,33 @@ def journey(config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType(
         )
     for stage in stages:
         stage.update_from_flattened_dict(dict(overrides))
+        if "model.head" in overrides and stage is not stages[0]:
+            stage.model.head = "keep"
         validate(stage)
         distributed.require_same(shared_by_processes(stage))
+    if stages[-1].predict.folder:
+        predictions.image_files(stages[-1])  # refused before any training
     for stage in stages:
         _journey_stage(stage, is_last=stage is stages[-1])
     last, runs = stages[-1], [Path(stage.workdir) for stage in stages]
+    refused = None
+    try:
+        _journey_predict(last)
+    except BadInput as error:  # after hours of training: the table and the report come first
+        refused = error
     print(f"\n{on_main(tables.journey_table)(runs)}")
     if last.data.source == "kaggle":
         print(f"\n{tables.NOTEBOOK}")
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
         print(picture)
     report(last)
+    if refused:
+        raise refused
 
 
 def _journey_stage(config: ConfigDict, is_last: bool) -> None:
-    """Draw, test and train one stage; evaluate and predict if it is the last."""
+    """Draw, test and train one stage; evaluate it if it is the last."""
     run = Path(config.workdir)
-    results = [run / "metrics.json", run / "predictions.csv"] if is_last else []
-    if is_last and config.predict.submission:
-        results.append(run / "submission.csv")
     print(f"\n== {run}", flush=True)
     with exclusive(run):
         start = find_start(config)
@@ -270,15 +295,25 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
             show_batch(config)
             if config.lr_range.in_journey:
                 lr_range(config)
-        if is_main_process() and not is_finished(start, config):
-            for path in results:
-                path.unlink(missing_ok=True)  # training will replace the weights they describe
+        if is_last and is_main_process() and not is_finished(start, config):
+            for name in JOURNEY_RESULTS:  # training will replace the weights they describe
+                (run / name).unlink(missing_ok=True)
         _train(config, start)
-    if not _all_exist(results):
+    if is_last and not _all_exist([run / JOURNEY_RESULTS[0]]):
         _stop_if_requested()
         evaluate(config)
-        _stop_if_requested()
+
+
+def _journey_predict(config: ConfigDict) -> None:
+    """Predict with the last stage; print a line where there is nothing to predict."""
+    results = JOURNEY_RESULTS[1:] if config.predict.submission else JOURNEY_RESULTS[1:2]
+    if _all_exist([Path(config.workdir) / name for name in results]):
+        return
+    _stop_if_requested()
+    if on_main(predictions.has_images)(config):
         predict(config)
+    else:
+        print(f"nothing to predict: no images in {config.data.root}/{predictions.TEST}")
 
 
 @on_main

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,14 +19,15 @@ OPTIONS: dict[str, Option] = {
         low=0, high=2**31 - 1),
     "workdir": Option(
         "runs/base", "the run folder: checkpoints, tables, pictures",
-        required=True, on_resume="free"),
-    "init_from": Option("", "run folder whose latest weights start this stage; '': model.weights"),
+        required=True, on_resume="free", path=True),
+    "init_from": Option(
+        "", "run folder whose latest weights start this stage; '': model.weights", path=True),
     "checkpoint": Option(
         "best", "weights that evaluate, predict, report and export use",
         choices=("best", "latest"), on_resume="free"),
     "stages": Option(
         (), "config files of a journey's stages, in order",
-        item_type=str, required=True, on_resume="free"),
+        item_type=str, required=True, on_resume="free", path=True),
 
     # ---- Data ----
     "data.source": Option(
@@ -33,10 +35,10 @@ OPTIONS: dict[str, Option] = {
         choices=("folder", "sample", "kaggle"), on_resume="free"),
     "data.root": Option(
         "data/planet", "folder with train_v2.csv and train-jpg/, as the competition unpacks them",
-        required=True, on_resume="free", per_process=True),
+        required=True, on_resume="free", per_process=True, path=True),
     "data.cache": Option(
         "data/cache", "folder for the data sets built from data.root",
-        required=True, on_resume="free", per_process=True),
+        required=True, on_resume="free", per_process=True, path=True),
     "data.decoded": Option(
         True, "keep decoded pixels on disk (8 GB for 40,479 chips); False decodes in every epoch",
         on_resume="free", per_process=True),
@@ -49,7 +51,8 @@ OPTIONS: dict[str, Option] = {
         0.2, "share of the chips that is kept for validation", above=0, below=1),
     "data.split_seed": Option(
         42, "chooses the validation chips (numpy's seed range)", low=0, high=2**32 - 1),
-    "data.subset": Option("", "file of chip names, one per line: train on these alone; '': on all"),
+    "data.subset": Option(
+        "", "file of chip names, one per line: train on these alone; '': on all", path=True),
     "data.threads": Option(
         2, "loader threads of each process; 0: load in the main thread",
         low=0, high=256, unit="threads", on_resume="free", per_process=True),
@@ -92,7 +95,10 @@ OPTIONS: dict[str, Option] = {
         choices=("resnet50", "tiny"), per_member=True),
     "model.weights": Option(
         "imagenet", "imagenet, random, or a .safetensors file with torchvision's names",
-        required=True),
+        required=True, path=True),
+    "model.head": Option(
+        "keep", "fresh: take only the backbone of init_from or model.weights, for other labels",
+        choices=("keep", "fresh")),
     "model.batch_norm": Option(
         "global", "training statistics: global: of the whole batch; device: of each device's chips",
         choices=("global", "device"), per_member=True),
@@ -166,10 +172,15 @@ OPTIONS: dict[str, Option] = {
         "valid", "chips that evaluate scores", choices=("valid", "train"), on_resume="free"),
     "score.ensemble": Option(
         (), "run folders to average, each at its own size; (): workdir alone",
-        item_type=str, required=True, on_resume="free"),
+        item_type=str, required=True, on_resume="free", path=True),
     "predict.folder": Option(
-        "", "folder of images to predict; '': test-jpg of data.root",
-        on_resume="free", per_process=True),
+        "", "folder of images, or one image, to predict; '': test-jpg of data.root",
+        on_resume="free", per_process=True, path=True),
+    "predict.subfolders": Option(
+        False, "predict the images in sub-folders of predict.folder too", on_resume="free"),
+    "predict.strict": Option(
+        False, "refuse an image that cannot be read; False skips it and names it in skipped.csv",
+        on_resume="free"),
     "predict.submission": Option(
         False, "write submission.csv too; predict.folder = '' then adds test-jpg-additional",
         on_resume="free"),
@@ -269,11 +280,12 @@ def check(name: str, value: Any) -> None:
 
 
 def validate(config: ConfigDict) -> None:
-    """Check every option, and the options that depend on each other.
+    """Check every option, and the options that depend on each other; `expand_paths`.
 
     Raises:
       BadInput: an option is unknown, missing, of another type, out of bounds or in conflict.
     """
+    expand_paths(config)
     flat = flatten(config)
     for name, value in flat.items():
         if name not in OPTIONS:
@@ -288,6 +300,32 @@ def validate(config: ConfigDict) -> None:
         raise BadInput("config.init_from is config.workdir itself; set workdir to a new folder")
     if config.model.name == "tiny" and config.model.weights == "imagenet":
         raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")
+
+
+def expand_paths(config: ConfigDict) -> None:
+    """Replace `~` and `$NAME` in the options that are paths.
+
+    Raises:
+      BadInput: a home or variable is not known, or the path is a URL.
+    """
+    for name, value in flatten(config).items():
+        if name not in OPTIONS or not OPTIONS[name].path:
+            continue
+        if isinstance(value, str):
+            config.update_from_flattened_dict({name: _expanded(name, value)})
+        elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+            items = tuple(_expanded(name, item) for item in value)
+            config.update_from_flattened_dict({name: items})
+
+
+def _expanded(name: str, path: str) -> str:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise BadInput(f"config.{name} = {path!r} is a URL; give a path on this machine's disks")
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    unknown = re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded)
+    if unknown and not os.path.exists(expanded):
+        raise BadInput(f"config.{name} = {path!r}: {unknown[0]} is not known here; set it first")
+    return expanded
 
 
 def _check_hosts(hosts: ConfigDict) -> None:

@@ -60,13 +60,17 @@ def check_flags(arguments: Sequence[str]) -> list[str]:
     return checked
 
 
-def load(file: str) -> ConfigDict:
+def load(file: str, named_by: str = "") -> ConfigDict:
     """Load a config file by path or by name; `FILE:ARGUMENT` calls its get_config(ARGUMENT).
+
+    Args:
+      named_by: the config file that names `file`. A relative path that is not in the current folder
+        is looked for in that file's folder, then in the folder above it.
 
     Raises:
       BadInput: the file does not exist, it fails, or an option in it is wrong.
     """
-    path, argument = _config_path(file)
+    path, argument = _config_path(file, named_by)
     try:
         config = runpy.run_path(path)["get_config"](*[argument] * bool(argument))
     except Exception as error:  # a config file can raise anything
@@ -91,12 +95,15 @@ def file_error(file: str, error: Exception) -> BadInput:
     return BadInput(f"{file}: {key} is not an option; {did_you_mean(key, keys)}")
 
 
-def _config_path(file: str) -> tuple[str, str]:
+def _config_path(file: str, named_by: str = "") -> tuple[str, str]:
     """Split `PATH` or `NAME`, each perhaps with `:ARGUMENT`; raise BadInput if no file is found."""
     name, _, argument = file.partition(":")
     path = Path(name)
     if not path.suffix and path.name == name:
         path = SHIPPED / f"{name}.py"
+    if named_by:
+        folder = Path(named_by.partition(":")[0]).resolve().parent
+        path = next(filter(Path.is_file, (path, folder / path, folder.parent / path)), path)
     if not path.is_file():
         siblings = [] if path.parent == SHIPPED else list(map(str, path.parent.glob("*.py")))
         hint = did_you_mean(name, siblings or [path.stem for path in SHIPPED.glob("*.py")])

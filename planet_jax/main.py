@@ -8,13 +8,14 @@ ends a process because another one of the run was lost.
 
 import contextlib
 import faulthandler
+import io
 import os
+import select
 import signal
 import sys
 import time
 import traceback
 import warnings
-from glob import glob
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -32,9 +33,7 @@ config_flags.register_flag_parser_for_type(tuple, config_file.TupleParser())
 FLAG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, then its options")
 TARGET = flags.DEFINE_string("target", "", "preflight: v5e:2x4, h100:8, ...")
 JSON = flags.DEFINE_boolean("json", False, "preflight: print one JSON object")
-XLA_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "planet_jax" / "xla"
-# Device files of CUDA (in WSL too), ROCm and TPUs.
-DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
+WITHOUT_DEVICES = ("prepare", "preflight", "report")
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -69,15 +68,18 @@ def run(command: str) -> None:
     """Set up jax, join the other processes and call the command."""
     import jax  # imported late: a mistyped command must not wait for it
 
-    jax.config.update("jax_compilation_cache_dir", str(XLA_CACHE))
-    if not os.environ.get("JAX_PLATFORMS") and not has_accelerator():
-        jax.config.update("jax_platforms", "cpu")  # otherwise installed plugins print warnings
-
-    from planet_jax import commands
     from planet_jax.runtime import distributed
 
+    if cache := xla_cache():
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if not os.environ.get("JAX_PLATFORMS") and not distributed.has_device(distributed.DEVICE_FILES):
+        jax.config.update("jax_platforms", "cpu")  # otherwise installed plugins print warnings
+    flag = flags.FLAGS["config"]
     arguments = {
-        "journey": {"overrides": config_flags.get_override_values(flags.FLAGS["config"])},
+        "journey": {
+            "overrides": config_flags.get_override_values(flag),
+            "file": config_flags.get_config_filename(flag),
+        },
         "preflight": {"target": TARGET.value, "as_json": JSON.value},
     }
     if FLAG.value.hosts.coordinator:
@@ -85,12 +87,19 @@ def run(command: str) -> None:
         # in place of SIGABRT: cpython issue 116008).
         faulthandler.disable()
     try:
+        if command not in WITHOUT_DEVICES and not FLAG.value.hosts.coordinator:
+            distributed.require_devices()
+        from planet_jax import commands  # imports all libraries
+
         distributed.initialize(FLAG.value.hosts, saves_on_sigterm=command in ("train", "journey"))
         shared = config.shared_by_processes(FLAG.value)
         distributed.require_same({"the command": command, **shared})
         getattr(commands, command)(FLAG.value, **arguments.get(command, {}))
         distributed.require_same({})  # all end together
+        print(end="", flush=True)  # a closed pipe raises here, not when Python ends
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and is_output_closed():  # by `| head`
+            os._exit(128 + signal.SIGPIPE)  # as a shell reports it of other programs
         if distributed.process_count() == 1:
             sys.exit(report(error))
         if isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error):
@@ -116,9 +125,15 @@ def report(error: Exception) -> int:
     return 1 if isinstance(error, RunFailed) else 2
 
 
-def has_accelerator() -> bool:
-    """Return whether this machine has a device file of a GPU or TPU; True where unknown."""
-    return sys.platform != "linux" or any(map(glob, DEVICES))
+def xla_cache() -> Path | None:
+    """Return the folder for compiled programs, or None if it cannot be written."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "planet_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def format_warning(
@@ -127,14 +142,41 @@ def format_warning(
     """Format a warning as one line."""
     text = " ".join(str(message).split())
     # JAX works without a damaged cache entry, but never repairs it.
-    hint = f"; if it repeats, remove {XLA_CACHE}" if "persistent compilation cache" in text else ""
+    hint = (
+        f"; if it repeats, remove {xla_cache()}" if "persistent compilation cache" in text else ""
+    )
     return f"planet_jax: {text}{hint}\n"
+
+
+def is_output_closed() -> bool:
+    """Return whether the reader of stdout or stderr has ended."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def open_streams() -> None:
+    """Open closed standard streams, so that no other file gets their numbers; escape characters.
+
+    A terminal without Unicode shows a label beyond ASCII as \\u escapes.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def cli() -> None:
     """Run the command of sys.argv: the entry point `planet-jax`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits for compilations
     memory.limit_arenas()
+    open_streams()
     app.run(main, flags_parser=parse)
 
 

@@ -22,6 +22,7 @@ class Option:
       item_type, lengths: of a tuple; () allows every length.
       on_resume: "free" options change no trained number, so a resumed run may change them.
       per_process: each process of a run may have its own value.
+      path: the string, or each string of the tuple, is a path; `~` and `$NAME` are expanded.
       per_member: each member of `score.ensemble` keeps the value it was trained with.
     """
 
@@ -40,6 +41,7 @@ class Option:
     on_resume: Literal["fixed", "free"] = "fixed"
     per_process: bool = False
     per_member: bool = False
+    path: bool = False
 
     def accepts(self, value: Any) -> bool:
         """Return whether `value` has the option's type and is within its bounds."""

@@ -20,14 +20,35 @@ PILLOW_ERRORS = (
 def decode_chip(encoded: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image of any mode to RGB; resize it to `size` (width, height) if it differs.
 
+    16-bit pixels and floats from 0 to 1 are scaled to 8 bits.
+
     Raises:
       ValueError: the bytes are not an image, or a damaged one, or one of an absurd size.
     """
     with _damage_as_value_error():
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        image = _to_8_bits(Image.open(io.BytesIO(encoded))).convert("RGB")
         if size is not None and image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
         return np.asarray(image)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit pixels, and floats from 0 to 1; Pillow would clip them at 255.
+
+    Raises:
+      ValueError: other floats, or integers of 32 bits.
+    """
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
+            raise ValueError("its floats are not between 0 and 1: scale them")
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if image.mode == "I":
+        raise ValueError("its integers have 32 bits: scale them to 8 or 16")
+    return image
 
 
 def read_header(encoded: bytes) -> tuple[tuple[int, int], str]:

@@ -138,6 +138,7 @@ def score_batches(
 
 def folder_batches(
     files: Sequence[Path],
+    skipped: dict[int, str] | None = None,
     *,
     size: int,
     batch_size: int,
@@ -147,8 +148,12 @@ def folder_batches(
 ) -> Iterator[Batch]:
     """Iterate over image files of any mode and size, and yield batches as `score_batches` does.
 
+    Args:
+      skipped: gets the reason for each of this process's files that cannot be decoded, by position.
+        Its chip in the batch is black.
+
     Raises:
-      BadInput: a file cannot be decoded.
+      BadInput: a file cannot be decoded, and `skipped` is None.
     """
 
     def chip(position: int) -> np.ndarray:
@@ -159,7 +164,10 @@ def folder_batches(
             view = augmentation and augmentation[np.array([position])]
             return render(decode_chip(file.read_bytes())[None], view, size)
         except (OSError, ValueError) as error:
-            raise BadInput(f"{file}: cannot be decoded ({error}); remove it") from None
+            if skipped is None:
+                raise BadInput(f"{file}: cannot be decoded ({error}); remove it") from None
+            skipped[int(position)] = str(error)
+            return np.zeros((1, size, size, 3), np.uint8)
 
     def make(positions: np.ndarray) -> Batch:
         pixels = np.concatenate([chip(position) for position in positions])

@@ -6,9 +6,10 @@ SHARE_BITS, and a pixel that is a mean of others AREA_BITS.
 
 from typing import Any
 
-import numba
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt16
+
+from planet_jax.runtime.compiled import compiled
 
 POSITION_BITS, SHARE_BITS, AREA_BITS = 24, 11, 6
 LEVELS = 1020  # steps of the lighting table: a quarter of a uint8 level
@@ -33,7 +34,7 @@ def lighting_tables(
     return (255 / (1 + np.exp(-logit)) + np.float32(0.5)).astype(np.uint8)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def shrink_by_area(
     chips: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " m"], height: int, width: int
 ) -> UInt16[np.ndarray, "m height width c"]:
@@ -59,7 +60,7 @@ def shrink_by_area(
     return out
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def sample_bilinear(
     source: np.ndarray,
     rows: np.ndarray,
@@ -120,7 +121,7 @@ def sample_bilinear(
                 y += y_step
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _reflect(index: Any, size: Any) -> Any:
     """Reflect an index about the centers of the edge pixels: ... 2 1 | 0 1 2 ... n-1 | n-2 ..."""
     if size == 1:

@@ -71,7 +71,11 @@ def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -
         else:
             filled[path] = np.ascontiguousarray(_from_torch_axes(path[-1], array))
     if problems:
-        raise BadInput(f"{where}: these weights do not fit the network: {'; '.join(problems)}")
+        in_head = any(problem.startswith("head.") for problem in problems)
+        advice = "; for other labels set model.head=fresh" if in_head else ""
+        raise BadInput(
+            f"{where}: these weights do not fit the network: {'; '.join(problems)}{advice}"
+        )
     return filled
 
 
@@ -112,10 +116,11 @@ def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
     }
 
 
-def fill(variables: Variables, weights: str) -> Variables:
+def fill(variables: Variables, weights: str, fresh_head: bool = False) -> Variables:
     """Replace the backbone in `variables`, and the head if the file has one, by `weights`.
 
     `weights` is "random" (nothing changes), "imagenet" (from the hub) or a `.safetensors` file.
+    With `fresh_head` the file's head is ignored.
 
     Raises:
       BadInput: the hub or the file cannot be read, or the weights are another network's.
@@ -128,6 +133,8 @@ def fill(variables: Variables, weights: str) -> Variables:
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise BadInput(f"model.weights={path}: cannot be read as safetensors ({error})") from None
     flat = traverse_util.flatten_dict(variables)
+    if fresh_head:
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")}
     has_head = any(name.startswith("head.") for name in state_dict)
     wanted = {k: v for k, v in flat.items() if has_head or k[1] != "head"}
     converted = _convert(state_dict, wanted, f"model.weights={path}")
@@ -148,12 +155,11 @@ def require(weights: str) -> None:
 
 def _download() -> Path:
     import huggingface_hub  # heavy, and needed only here
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     huggingface_hub.logging.set_verbosity_error()  # it logs every retry; our message is enough
     try:
         return Path(huggingface_hub.hf_hub_download(HUB_REPO, HUB_FILE))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # each kind of proxy raises its own types
         raise BadInput(
             f"model.weights=imagenet: {HUB_FILE} of {HUB_REPO} cannot be fetched from its hub "
             f"({type(error).__name__}); copy it to this machine and set model.weights to its path"

@@ -15,6 +15,7 @@ from planet_jax.runtime.files import write_json
 from planet_jax.score import calibration, co_occurrence, intervals, metrics
 
 CURVE_THRESHOLDS = np.arange(1, 100) / 100
+MAX_CO_OCCURRENCES = 1000
 
 
 def write_evaluation(
@@ -37,7 +38,8 @@ def write_evaluation(
     chips = chip_table(evaluation, labels, rows)
     write_json(run / names[0], result)
     write_csv(run / names[1], chips)
-    write_csv(run / names[2], chips[chips["tags"] != chips["predicted"]])
+    tags, predicted = chips.iloc[:, 3], chips.iloc[:, 4]  # by position: a label may be named tags
+    write_csv(run / names[2], chips[tags != predicted])
     if suffix:
         return names
     decision = fit_to_all_chips(evaluation)
@@ -58,8 +60,8 @@ def chip_table(evaluation: Evaluation, labels: Labels, rows: Int[np.ndarray, " n
         }
     )
     probabilities = pd.DataFrame(evaluation.reported, columns=list(classes))
-    table = pd.concat([table, probabilities], axis=1)
-    return table.sort_values("loss", ascending=False, kind="stable")
+    order = np.argsort(-table["loss"].to_numpy(), kind="stable")
+    return pd.concat([table, probabilities], axis=1).iloc[order]
 
 
 def compute_metrics(evaluation: Evaluation) -> dict[str, Any]:
@@ -150,15 +152,18 @@ def reliability(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def co_occurrences(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
-    """Count swapped labels, and pairs that are true or predicted together, by label name."""
+    """Count swapped labels, and pairs that are true or predicted together, by label name.
+
+    At most MAX_CO_OCCURRENCES of each are returned: 500 labels have 250,000 swaps.
+    """
     names, inputs = evaluation.classes, (evaluation.predicted, evaluation.targets > 0)
     return {
         "swaps": [
             {"missed": names[a], "instead": names[b], "chips": chips}
-            for a, b, chips in co_occurrence.swaps(*inputs)
+            for a, b, chips in co_occurrence.swaps(*inputs, MAX_CO_OCCURRENCES)
         ],
         "pairs": [
             {"labels": [names[a], names[b]], "true": true, "predicted": predicted}
-            for a, b, true, predicted in co_occurrence.pairs(*inputs)
+            for a, b, true, predicted in co_occurrence.pairs(*inputs, MAX_CO_OCCURRENCES)
         ],
     }

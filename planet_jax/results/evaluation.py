@@ -72,6 +72,10 @@ class Evaluation:
         if self.stored:
             return self.stored(self.probabilities)
         weather = weather_of(self.classes) if weather_rule else None
+        if rule != "per_class":  # nothing is fitted but the calibration
+            thresholds = np.full(len(self.classes), float(self.config.score.threshold))
+            probabilities = self.calibrated if calibrate else self.probabilities
+            return Decision(rule, thresholds, None, weather)(probabilities)
         fit = functools.partial(
             decisions.fit, rule, threshold=self.config.score.threshold, calibrate=calibrate,
             weather=weather,

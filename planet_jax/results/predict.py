@@ -1,22 +1,27 @@
 """List the images to predict, and make the table of their tags and probabilities."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from planet_jax.runtime.errors import BadInput
+from planet_jax.results import submission
+from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path
+from planet_jax.runtime.progress import notify
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 TEST, ADDITIONAL = "test-jpg", "test-jpg-additional"
+SKIPPED = "skipped.csv"
 
 
-def image_files(config: ConfigDict) -> list[Path]:
-    """List the images of predict.folder, or the competition's test chips, sorted by name.
+def image_files(config: ConfigDict) -> dict[str, Path]:
+    """List the images of predict.folder, or the competition's test chips, by unique name.
 
     A submission without predict.folder also takes the chips of test-jpg-additional.
 
@@ -24,20 +29,55 @@ def image_files(config: ConfigDict) -> list[Path]:
       BadInput: the folder does not exist or has no images.
     """
     root, additional = Path(config.data.root), Path(config.data.root) / ADDITIONAL
-    files = _images_in(Path(config.predict.folder or root / TEST))
+    subfolders = config.predict.subfolders
+    images = _images_in(Path(config.predict.folder or root / TEST), subfolders)
     if config.predict.submission and not config.predict.folder and additional.is_dir():
-        names = {file.stem for file in files}
-        files += [file for file in _images_in(additional) if file.stem not in names]
-    return files
+        images = _images_in(additional, subfolders) | images
+    return dict(sorted(images.items(), key=lambda item: item[1]))
 
 
-def _images_in(folder: Path) -> list[Path]:
+def has_images(config: ConfigDict) -> bool:
+    """Return whether there is something to predict."""
+    try:
+        return bool(image_files(config))
+    except BadInput:
+        return False
+
+
+def _images_in(folder: Path, subfolders: bool) -> dict[str, Path]:
+    if folder.is_file():
+        return {folder.stem: folder}
     if not folder.is_dir():
-        raise BadInput(f"config.predict.folder = {folder}: no such folder")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
-    if not files:
-        raise BadInput(f"config.predict.folder = {folder}: no images in it")
-    return files
+        raise BadInput(f"config.predict.folder = {folder}: no such file or folder")
+    found = folder.rglob("*") if subfolders else folder.iterdir()
+    visible = sorted(f for f in found if not f.name.startswith("."))  # macOS adds ._a.jpg to a.jpg
+    files = [file for file in visible if not file.is_dir()]
+    images = [file for file in files if file.suffix.lower() in IMAGE_ENDINGS]
+    if others := [file.name for file in files if file not in set(images)]:
+        notify(f"{folder}: {len(others)} files are not {_endings()}: {first_few(others)}")
+    if not subfolders and (inner := [file.name for file in visible if file.is_dir()]):
+        notify(f"{folder}: left out {first_few(inner)}; predict.subfolders=True reads sub-folders")
+    if not images:
+        raise BadInput(f"config.predict.folder = {folder}: no images in it ({_endings()})")
+    return _by_name(folder, images)
+
+
+def _endings() -> str:
+    return ", ".join(sorted(IMAGE_ENDINGS))
+
+
+def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Return the files by path in `folder`, without the ending unless two would be the same."""
+    paths = [file.relative_to(folder) for file in files]
+    stems = [path.with_suffix("").as_posix() for path in paths]
+    counts = collections.Counter(stems)
+    names = [
+        stem if counts[stem] == 1 else path.as_posix()
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+    if len(set(names)) < len(names):  # a.jpg, a.png and a.jpg.png
+        names = [path.as_posix() for path in paths]
+    return dict(zip(names, files, strict=True))
 
 
 def table(
@@ -53,13 +93,48 @@ def table(
 
 def joined_tags(predicted: Bool[ndarray, "n classes"], classes: Sequence[str]) -> list[str]:
     """Join each chip's labels with spaces."""
-    return [
-        " ".join(label for label, chosen in zip(classes, row, strict=True) if chosen)
-        for row in predicted
-    ]
+    names = np.array(classes, object)
+    return [" ".join(names[row]) for row in predicted]
+
+
+def write(
+    run: Path,
+    table: pd.DataFrame,
+    skipped: Mapping[str, str],
+    order: Sequence[str],
+    folder: Path,
+) -> list[str]:
+    """Write predictions.csv, skipped.csv and submission.csv; return a line for each.
+
+    Args:
+      table: as `table` returns it.
+      skipped: the reason for each image of `folder` that has no prediction.
+      order: the names of a submission. It is not written if one of them was skipped.
+    """
+    write_csv(run / "predictions.csv", table)
+    lines = [f"{run / 'predictions.csv'}: {len(table)} chips of {folder}"]
+    if order and not skipped.keys() & set(order):
+        write_csv(run / "submission.csv", submission.rows(table, order))
+        lines.append(f"{run / 'submission.csv'}: tags of {len(order)} chips, in submission order")
+    (run / SKIPPED).unlink(missing_ok=True)
+    if skipped:
+        rows = pd.DataFrame(skipped.items(), columns=["image_name", "reason"])
+        write_csv(run / SKIPPED, rows)
+        lines.append(f"{run / SKIPPED}: {len(rows)} images cannot be read and are skipped")
+    return lines
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, with eight significant digits."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.8g")
+    """Write a table as CSV, with eight significant digits.
+
+    The last columns, if floats, are formatted by row: pandas takes ten times as long.
+    """
+    is_text = [kind.kind != "f" for kind in table.dtypes]
+    first = max((i + 1 for i, text in enumerate(is_text) if text), default=1)  # of those columns
+    as_text = {"index": False, "float_format": "%.8g"}
+    starts = table.iloc[:, :first].to_csv(header=False, lineterminator="\0", **as_text)
+    ends, numbers = ",%.8g" * (table.shape[1] - first), table.iloc[:, first:].to_numpy(float)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(table.iloc[:0].to_csv(**as_text))
+        for start, row in zip(starts.split("\0")[:-1], numbers.tolist(), strict=True):
+            file.write(f"{start}{ends % tuple(row)}\n")

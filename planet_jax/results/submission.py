@@ -5,7 +5,7 @@ submission.
 """
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,15 +18,15 @@ SAMPLE = "sample_submission_v2.csv"
 ROWS = 61_191
 
 
-def order(config: ConfigDict, files: Sequence[Path]) -> list[str]:
+def order(config: ConfigDict, chips: Iterable[str]) -> list[str]:
     """Return the names to submit, in the order of the sample submission in data.root.
 
     Without that file, all names: test before file, by number.
 
     Raises:
-      BadInput: the sample cannot be read, or names chips that are not among `files`.
+      BadInput: the sample cannot be read, or names chips that are not among `chips`.
     """
-    sample, names = Path(config.data.root) / SAMPLE, {file.stem for file in files}
+    sample, names = Path(config.data.root) / SAMPLE, set(chips)
     if not sample.exists():
         if len(names) != ROWS:
             notify(f"{sample}: no such file; {len(names)} chips, the competition expects {ROWS}")
@@ -53,4 +53,5 @@ def _sort_key(name: str) -> tuple[bool, str, int]:
 
 def rows(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     """Return `image_name,tags` of the names in `order`, from a table of predictions."""
-    return table.set_index("image_name").loc[list(order), ["tags"]].reset_index()
+    first_two = table.iloc[:, :2]  # a label may have the name of one of them
+    return first_two.set_index("image_name").loc[list(order)].reset_index()

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 import scipy.special
 from jaxtyping import Bool, Float
 
+from planet_jax.runtime.compiled import compiled
 from planet_jax.score.metrics import Probabilities, Targets, sigmoid
 
 BINS = 10
 MIN_PROBABILITY = 1e-12  # the logit of 0 or 1 is infinite
+MAX_GRADIENT, MAX_STEPS = 1e-9, 50  # of Newton's method
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def fit_calibration(probabilities: Probabilities, targets: Targets) -> Calibrati
     """
     if len(targets) == 0:
         return Calibration(np.ones(targets.shape[1]), np.zeros(targets.shape[1]))
-    fitted = [_fit_class(z, t) for z, t in zip(_logit(probabilities).T, targets.T > 0, strict=True)]
+    logits = np.ascontiguousarray(_logit(probabilities).T)
+    fitted = [_fit_class(z, t) for z, t in zip(logits, targets.T > 0, strict=True)]
     return Calibration(*np.array(fitted).T.reshape(2, -1))
 
 
@@ -45,15 +47,41 @@ def _fit_class(z: Float[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> Floa
     positives = true.sum()
     target = np.where(true, (positives + 1) / (positives + 2), 1 / (len(true) - positives + 2))
 
-    def loss(x: Float[np.ndarray, "2"]) -> tuple[float, Float[np.ndarray, "2"]]:
-        logit = x[0] * z + x[1]
-        gradient = (scipy.special.expit(logit) - target) / len(z)
-        value = np.mean(np.logaddexp(0, logit) - logit * target)
-        return float(value), np.array([gradient @ z, gradient.sum()])
-
-    best = scipy.optimize.minimize(loss, [1.0, 0.0], jac=True, method="BFGS", tol=1e-7).x
+    best = np.array([1.0, 0.0])
+    value, gradient, hessian = _loss(best, z, target)
+    for _ in range(MAX_STEPS):  # Newton's, each halved until the loss falls
+        if np.abs(gradient).max() < MAX_GRADIENT:
+            break
+        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
+        for halving in range(MAX_STEPS):
+            trial = best - step * 0.5**halving
+            at_trial = _loss(trial, z, target)
+            if at_trial[0] < value:
+                break
+        else:
+            break  # rounding: no step is better
+        best, (value, gradient, hessian) = trial, at_trial
     # The loss is convex: if the best slope is negative, the best slope of those allowed is 0.
     return best if best[0] >= 0 else np.array([0.0, scipy.special.logit(target.mean())])
+
+
+@compiled
+def _loss(x: np.ndarray, z: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the mean cross-entropy of sigmoid(x0 z + x1), its gradient and its Hessian."""
+    loss, gradient, hessian = 0.0, np.zeros(2), np.zeros((2, 2))
+    for i in range(len(z)):
+        logit = x[0] * z[i] + x[1]
+        e = np.exp(-abs(logit))
+        p = (1.0 if logit > 0 else e) / (1 + e)
+        loss += max(logit, 0.0) + np.log(1 + e) - logit * target[i]
+        error, curvature = p - target[i], p * (1 - p)
+        gradient[0] += error * z[i]
+        gradient[1] += error
+        hessian[0, 0] += curvature * z[i] ** 2
+        hessian[0, 1] += curvature * z[i]
+        hessian[1, 1] += curvature
+    hessian[1, 0] = hessian[0, 1]
+    return loss / len(z), gradient / len(z), hessian / len(z)
 
 
 def reliability(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from planet_jax.runtime.compiled import compiled
 from planet_jax.score.calibration import Calibration, fit_calibration
 from planet_jax.score.expected_fbeta import best_expected_fbeta
 from planet_jax.score.metrics import Predicted, Probabilities, Targets
@@ -99,51 +100,59 @@ def fit_thresholds(
     One class at a time is set to its best threshold while the others stay fixed. A threshold
     changes only if the score rises. The sweeps over classes end when no threshold changes.
     """
-    true = targets > 0
+    probabilities = np.asfortranarray(probabilities)  # columns are read, one after the other
+    true = np.asfortranarray(targets > 0)
     classes = range(probabilities.shape[1])
     thresholds = np.full(len(classes), float(start))
     predicted = probabilities > thresholds
-    order = np.argsort(-probabilities, axis=0, kind="stable")
-    ranked = np.take_along_axis(probabilities, order, axis=0)
+    order = np.argsort(-probabilities.T, axis=1, kind="stable")  # [classes, n]
+    ranked = np.take_along_axis(probabilities.T, order, axis=1)
+    hits, chosen = (predicted & true).sum(1), predicted.sum(1)  # of all classes
+    base = beta**2 * true.sum(1)
     for _ in range(sweeps):
         changed = False
         for c in classes:
-            gain = _gain_of_class(predicted, true, c, beta)[order[:, c]]
-            k = _best_count(ranked[:, c], gain, int(predicted[:, c].sum()))
-            if k is not None:
-                thresholds[c] = _threshold_after(ranked[:, c], k)
+            hits -= predicted[:, c] & true[:, c]
+            chosen -= predicted[:, c]
+            current = int(predicted[:, c].sum())
+            k = _best_count(ranked[c], order[c], hits, base + chosen, true[:, c], current)
+            if k >= 0:
+                thresholds[c] = _threshold_after(ranked[c], k)
                 predicted[:, c] = probabilities[:, c] > thresholds[c]
                 changed = True
+            hits += predicted[:, c] & true[:, c]
+            chosen += predicted[:, c]
         if not changed:
             break
     return thresholds
 
 
-def _gain_of_class(
-    predicted: Predicted, true: Predicted, c: int, beta: float
-) -> Float[np.ndarray, " n"]:
-    """Return what predicting class c adds to each chip's F-beta, up to a constant factor.
-
-    It depends on that chip alone, because the other classes are fixed.
-    """
-    others = np.arange(true.shape[1]) != c
-    hits = (predicted[:, others] & true[:, others]).sum(1)
-    base = beta**2 * true.sum(1) + predicted[:, others].sum(1)
-    return (hits + true[:, c]) / (base + 1) - hits / np.maximum(base, 1)
-
-
+@compiled
 def _best_count(
-    ranked: Float[np.ndarray, " n"], gain: Float[np.ndarray, " n"], current: int
-) -> int | None:
-    """Return how many of the most probable chips to predict, or None to keep `current`.
+    ranked: np.ndarray,
+    order: np.ndarray,
+    hits: np.ndarray,
+    base: np.ndarray,
+    true: np.ndarray,
+    current: int,
+) -> int:
+    """Return for how many of the most probable chips to predict a class, or -1 to keep `current`.
 
-    `ranked` are the probabilities in descending order, `gain` the gains in the same order.
+    What the class adds to a chip's F-beta depends on that chip alone, because the other classes are
+    fixed. `hits` and `base`, which is b² true + predicted, are without the class; `true` is the
+    class itself. `order` ranks the chips, and `ranked` are their probabilities, descending.
     """
-    total = np.append(0.0, gain.cumsum())  # of the k most probable chips
-    # Equal probabilities cannot be separated; k = 0 is possible, since no probability exceeds 1.
-    possible = np.concatenate([[True], ranked > np.append(ranked[1:], 0.0)])
-    k = int(np.where(possible, total, -np.inf).argmax())
-    return k if total[k] > total[current] + MIN_GAIN else None
+    total = best = at_current = 0.0  # k = 0 is possible, since no probability exceeds 1
+    k = 0
+    for i in range(len(order)):
+        chip = order[i]
+        total += (hits[chip] + true[chip]) / (base[chip] + 1) - hits[chip] / max(base[chip], 1)
+        if i + 1 == current:
+            at_current = total
+        # Equal probabilities cannot be separated.
+        if ranked[i] > (ranked[i + 1] if i + 1 < len(ranked) else 0.0) and total > best:
+            best, k = total, i + 1
+    return k if best > at_current + MIN_GAIN else -1
 
 
 def _threshold_after(ranked: Float[np.ndarray, " n"], k: int) -> float:

@@ -1,12 +1,16 @@
 """Choose each chip's labels of highest expected F-beta."""
 
+import functools
+import math
+
 import numpy as np
 from jaxtyping import Float
 
+from planet_jax.runtime.compiled import compiled
 from planet_jax.score.metrics import Predicted, Probabilities
 from planet_jax.score.weather import Weather
 
-CHIPS_AT_ONCE = 4096  # bounds the memory of `expected_shares`, n × classes² floats
+MARGIN = 1e-9  # smaller differences between expectations are rounding
 
 
 def best_expected_fbeta(
@@ -15,88 +19,113 @@ def best_expected_fbeta(
     """Return the labels of highest expected F-beta for each chip, if labels are independent.
 
     A set of k labels scores (1 + b²) hits / (b² true + k), and 0 without labels. For a fixed k the
-    expectation is a sum over the labels, so the best set holds the k labels of highest share; all k
-    are tried. O(classes³) per chip. With `weather` the truth obeys its rule (`expected_shares`),
-    and only sets that obey it are considered.
+    most probable labels are the best (Lewis 1995), so only their number is searched.
+
+    With `weather` the truth obeys its rule, and only sets that obey it are considered. Exactly one
+    weather tag is true, with probabilities normalized to a sum of 1, and `cloudy` excludes all
+    other labels. The other labels are independent given the tag. Each label's own probability is
+    kept as far as the rule allows.
 
     Ye, Chai, Lee, Chieu: Optimizing F-measures: a tale of two approaches (ICML 2012). Waegeman et
     al.: On the Bayes-optimality of F-measure maximizers (JMLR 15, 2014).
     """
-    parts = [
-        _best_sets(expected_shares(probabilities[i : i + CHIPS_AT_ONCE], beta, weather), weather)
-        for i in range(0, len(probabilities), CHIPS_AT_ONCE)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(probabilities.shape, bool)
-
-
-def expected_shares(
-    probabilities: Probabilities, beta: float = 2.0, weather: Weather | None = None
-) -> Float[np.ndarray, "n classes k"]:
-    """Return [:, c, k - 1]: what label c adds to the expected F-beta of a set of k labels.
-
-    With `weather`, exactly one weather tag is true, with probabilities normalized to a sum of 1,
-    and `cloudy` excludes all other labels. The other labels are independent given the tag. Each
-    label's own probability is kept as far as the rule allows.
-    """
-    classes = probabilities.shape[1]
-    true, size = np.ogrid[:classes, 1 : classes + 1]
-
-    def score(extra: int) -> Float[np.ndarray, "s k"]:  # of one hit, if s + extra labels are true
-        return (1 + beta**2) / (beta**2 * (true + extra) + size)
-
     if weather is None:
-        return probabilities[..., None] * (_count_of_others(probabilities) @ score(1))
-    columns = list(weather.columns)
-    sky = probabilities[:, columns]
-    total = sky.sum(1, keepdims=True)
-    sky = np.where(total > 0, sky / np.where(total > 0, total, 1), 1 / len(columns))
-    cloudy = sky[:, [columns.index(weather.cloudy)]]
-    if_not_cloudy = np.minimum(probabilities / np.where(cloudy < 1, 1 - cloudy, 1), 1)
-    if_not_cloudy[:, columns] = 0
-    others = _count_of_others(if_not_cloudy)
-    shares = ((1 - cloudy) * if_not_cloudy)[..., None] * (others @ score(2))
-    shares[:, columns] = sky[..., None] * (others[:, columns] @ score(1))
-    shares[:, weather.cloudy] = cloudy * score(1)[0]
-    return shares
+        return _best_of(probabilities, beta)
+    return _best_with_weather(probabilities, beta, weather)
 
 
-def _count_of_others(probabilities: Probabilities) -> Float[np.ndarray, "n classes s"]:
-    """Return [:, c, s]: the probability that s labels other than c are true (Poisson binomial)."""
-    n, classes = probabilities.shape
-    others = np.zeros((n, classes, classes))
-    others[..., 0] = 1
-    for j in range(classes):
-        p = np.where(np.arange(classes) == j, 0, probabilities[:, j, None])[..., None]
-        one_more = others[..., :-1] * p
-        others *= 1 - p
-        others[..., 1:] += one_more
-    return others
+def _best_of(p: Probabilities, beta: float) -> Predicted:
+    order = np.argsort(-p, axis=1, kind="stable")
+    none, one = np.zeros(len(p)), np.ones(len(p))
+    scores = expected_scores(np.take_along_axis(p, order, axis=1), beta, none, one, extra=0)
+    return _first_of(order, scores.argmax(1))
 
 
-def _best_sets(shares: Float[np.ndarray, "n classes k"], weather: Weather | None) -> Predicted:
-    """Return the best set of each chip: the k highest shares, for the k of highest sum."""
-    rank_by = _rank_with_weather(shares, weather) if weather else shares
-    order = np.argsort(-rank_by, axis=1, kind="stable")
-    allowed = np.where(rank_by == -np.inf, -np.inf, shares)
-    sums = np.take_along_axis(allowed, order, axis=1).cumsum(1)
-    scores = np.diagonal(sums, axis1=1, axis2=2)  # [n, k - 1]: of the best k labels
-    best = scores.argmax(1)
-    chosen = order[np.arange(len(best)), :, best]
-    sizes = np.where((scores.max(1) > 0) | (weather is not None), best + 1, 0)
-    predicted = np.zeros(chosen.shape, bool)
-    np.put_along_axis(predicted, chosen, np.arange(chosen.shape[1]) < sizes[:, None], axis=1)
+def _best_with_weather(p: Probabilities, beta: float, weather: Weather) -> Predicted:
+    columns = np.array(weather.columns)
+    total = p[:, columns].sum(1, keepdims=True)
+    sky = np.where(total > 0, p[:, columns] / np.where(total > 0, total, 1), 1 / len(columns))
+    is_cloudy = columns == weather.cloudy
+    cloudy = sky[:, is_cloudy][:, 0]
+    tag = np.where(is_cloudy, -1, sky).argmax(1)
+    others = np.minimum(p / np.where(cloudy < 1, 1 - cloudy, 1)[:, None], 1)
+    others[:, columns] = 0  # last in the order
+    order = np.argsort(-others, axis=1, kind="stable")
+    ranked = np.take_along_axis(others, order, axis=1)
+    best_tag = np.take_along_axis(sky, tag[:, None], axis=1)[:, 0]
+    scores = expected_scores(ranked, beta, best_tag, 1 - cloudy, extra=1)
+    predicted = _first_of(order, scores.argmax(1))
+    predicted[np.arange(len(p)), columns[tag]] = True
+    only_cloudy = cloudy > scores.max(1) + MARGIN
+    predicted[only_cloudy] = np.arange(p.shape[1]) == weather.cloudy
     return predicted
 
 
-def _rank_with_weather(
-    shares: Float[np.ndarray, "n classes k"], weather: Weather
-) -> Float[np.ndarray, "n classes k"]:
-    """Return shares to rank by: the best weather tag is first in any set, the others in none."""
-    columns = np.array(weather.columns)
-    sky = shares[:, columns]
-    sky[:, weather.columns.index(weather.cloudy), 1:] = -np.inf  # cloudy is only in sets of one
-    best = np.expand_dims(sky.argmax(1), 1)
-    rank_by = shares.copy()
-    rank_by[:, columns] = -np.inf
-    np.put_along_axis(rank_by, columns[best], np.inf, axis=1)
-    return rank_by
+def _first_of(order: np.ndarray, size: np.ndarray) -> Predicted:
+    """Return the set of the first `size` columns of each row of `order`."""
+    predicted = np.zeros(order.shape, bool)
+    np.put_along_axis(predicted, order, np.arange(order.shape[1]) < size[:, None], axis=1)
+    return predicted
+
+
+def expected_scores(
+    ranked: Probabilities,
+    beta: float,
+    tag: Float[np.ndarray, " n"],
+    share: Float[np.ndarray, " n"],
+    extra: int,
+) -> Float[np.ndarray, "n sizes"]:
+    """Return the expected F-beta of the first 0, 1, ... classes labels, ranked by probability.
+
+    With `extra` = 1 the set also holds one weather tag, true with probability `tag`. The ranked
+    labels are then true only in the `share` of truths that are not cloudy, beside some tag.
+
+    1 / (b² true + k) is the integral of v^(b² true + k - 1) from 0 to 1. Under the integral the
+    labels' factors (1 - p + p v^b²) multiply, because labels are independent. The quadrature of
+    `_nodes` makes it O(classes^1.5) per chip. Every term is positive, so nothing cancels.
+    """
+    classes = ranked.shape[1]
+    v, weights = _nodes(classes + extra, beta)
+    q, r = (beta**2).as_integer_ratio()
+    hit = v**q
+    sizes = np.arange(classes + 1)[:, None] + extra
+    kernel = (1 + beta**2) * r * weights * hit * v ** np.maximum(r * sizes - 1, 0)
+    scores, product = _sum_over_nodes(ranked.astype(np.float64), hit, kernel * hit**extra)
+    return share[:, None] * scores + tag[:, None] * (product @ kernel.T)
+
+
+@compiled
+def _sum_over_nodes(
+    ranked: np.ndarray, hit: np.ndarray, kernel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the integrals [n, classes + 1], and the product of all factors [n, nodes]."""
+    n, classes = ranked.shape
+    miss = 1 - hit
+    scores, products = np.zeros((n, classes + 1)), np.ones((n, len(hit)))
+    for i in range(n):
+        product, sums = products[i], np.zeros(len(hit))
+        for c in range(classes):
+            p = ranked[i, c]
+            for v in range(len(hit)):
+                product[v] *= 1 - p * miss[v]
+        for c in range(classes):
+            p = ranked[i, c]
+            if p == 0:  # this label and the rest add nothing
+                break
+            for v in range(len(hit)):
+                sums[v] += p * product[v] / (1 - p * miss[v])
+            scores[i, c + 1] = np.dot(sums, kernel[c + 1])
+    return scores, products
+
+
+@functools.lru_cache(8)
+def _nodes(labels: int, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return Gauss-Legendre nodes and weights on [0, 1] for `expected_scores`.
+
+    The integrand is a sum of positive monomials. Half the degree's number of nodes is exact. The
+    relative error of 2.75 sqrt(degree) nodes is below 1e-9 for every monomial, so for their sum.
+    """
+    degree = sum((beta**2).as_integer_ratio()) * labels
+    count = min(degree // 2 + 1, math.ceil(2.75 * math.sqrt(degree)) + 2)
+    x, weights = np.polynomial.legendre.leggauss(count)
+    return (x + 1) / 2, weights / 2

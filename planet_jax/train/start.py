@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.model import classifier, weights
 from planet_jax.runtime.distributed import arrays_on_main, on_main
-from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify
 from planet_jax.train.checkpoint import (
     Checkpoint,
@@ -78,20 +78,29 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     """
     config = stage.config
     variables = classifier.init(len(stage.classes), config.seed, config.model.name)
+    fresh_head = config.model.head == "fresh"
+    if fresh_head:
+        source = start.previous.run if start.previous else config.model.weights
+        notify(f"model.head=fresh: the backbone is from {source}, the head from seed {config.seed}")
     if start.previous is None:
-        flat = _filled(variables, config.model.weights)
+        flat = _filled(variables, config.model.weights, fresh_head)
         return create_state(from_host(flat, variables, config.model.weights), config.optim.freeze)
     metadata, run = start.previous.metadata, start.previous.run
-    check_vocabulary(start.previous, stage)
+    if not fresh_head:
+        advice = "set model.head=fresh to keep the backbone alone, or data.root to the run's chips"
+        check_vocabulary(start.previous, stage, advice)
     if metadata.valid_fingerprint != stage.data.labels.fingerprint(stage.valid_rows):
         notify(f"{run} used other validation chips: it may have trained on some that validate now")
     flat = start.previous.arrays("weights")
+    if fresh_head:
+        backbone = {name: array for name, array in flat.items() if "/head/" not in name}
+        flat = to_host(variables) | backbone
     return create_state(from_host(flat, variables, str(run)), config.optim.freeze)
 
 
 @arrays_on_main
-def _filled(variables: Any, source: str) -> Flat:
-    return to_host(weights.fill(variables, source))
+def _filled(variables: Any, source: str, fresh_head: bool) -> Flat:
+    return to_host(weights.fill(variables, source, fresh_head))
 
 
 def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
@@ -109,16 +118,20 @@ def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
     return from_host(checkpoint.arrays("weights", "optimizer"), template, str(checkpoint.run))
 
 
-def check_vocabulary(checkpoint: Checkpoint, stage: Stage) -> None:
+def check_vocabulary(
+    checkpoint: Checkpoint,
+    stage: Stage,
+    advice: str = "set data.root to chips with the run's labels",
+) -> None:
     """Refuse a checkpoint whose vocabulary is not that of the data.
 
     Raises:
-      BadInput: the vocabularies differ; the message names the labels.
+      BadInput: the vocabularies differ; the message names the labels and gives the advice.
     """
     saved, root = checkpoint.metadata.classes, stage.config.data.root
     if saved != stage.classes:
-        differing = ", ".join(sorted(set(saved) ^ set(stage.classes)))
+        differing = first_few(sorted(set(saved) ^ set(stage.classes)), 20)
         raise BadInput(
             f"the labels of {root} are not those that {checkpoint.run} was trained on; they differ "
-            f"in: {differing}; set data.root to chips with the run's labels"
+            f"in: {differing}; {advice}"
         )

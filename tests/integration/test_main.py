@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from planet_jax.runtime.distributed import DEVICE_FILES, has_device
 from tests.support import ROOT, assert_refusal
 
 
@@ -27,3 +28,48 @@ def test_mistake_ends_with_one_line_and_status_2(arguments, message):
         env=os.environ | {"JAX_PLATFORMS": ""},  # as users have it
     )  # fmt: skip
     assert_refusal(ended.returncode, ended.stdout, ended.stderr, message)
+
+
+def start(*arguments, cwd=ROOT, shell="", **environment):
+    command = [sys.executable, "-m", "planet_jax.main", *arguments]
+    if shell:
+        command = ["bash", "-c", f'"$@" {shell}', "bash", *command]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "", "PYTHONPATH": str(ROOT)} | environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_a_platform_that_is_not_here_is_refused_before_any_data_work(platform, tmp_path):
+    if platform != "nonsense" and has_device(DEVICE_FILES):
+        pytest.skip("this machine has an accelerator")
+    ended = start(
+        "train", f"--config={ROOT}/configs/smoke.py", cwd=tmp_path, JAX_PLATFORMS=platform
+    )
+    assert_refusal(ended.returncode, ended.stdout, ended.stderr, f"JAX_PLATFORMS={platform}: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_pipe_or_stream_ends_quietly():
+    for shell in ("| head -1", ">&-", "2>&-"):
+        options = ("--config=configs/smoke.py", "--config.model.name=tiny")
+        ended = start("summary", *options, shell=shell)
+        assert ended.returncode == 0
+        assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("environment", [{"HOME": "/dev/null"}, {"XDG_CACHE_HOME": "/dev/null/x"}])
+def test_a_home_that_cannot_be_written_is_not_needed(environment):
+    ended = start("summary", "--config=configs/smoke.py", "--config.model.name=tiny", **environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "Total parameters" in ended.stdout
+
+
+def test_the_hub_behind_a_proxy_of_another_kind_is_one_line(tmp_path):
+    ended = start(
+        "train", f"--config={ROOT}/configs/stage1.py", "--config.data.source=folder",
+        cwd=tmp_path, ALL_PROXY="socks5://127.0.0.1:9", HTTPS_PROXY="socks5://127.0.0.1:9",
+        HF_HOME=str(tmp_path / "hub"), HF_HUB_OFFLINE="0",
+    )  # fmt: skip
+    assert_refusal(ended.returncode, ended.stdout, ended.stderr, "cannot be fetched from its hub")

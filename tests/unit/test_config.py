@@ -235,3 +235,43 @@ def test_any_value_is_accepted_or_refused_by_name(name, value):
             assert value in option.choices
         elif option.required:
             assert value.strip()
+
+
+def test_paths_know_the_home_and_variables(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.delenv("UNSET", raising=False)
+    config = options.get_config()
+    config.workdir, config.data.cache = "~/runs/x", "$SCRATCH/${SCRATCH}c"
+    config.score.ensemble = ("~/a", "b")
+    options.validate(config)
+    assert config.workdir == "/home/me/runs/x"
+    assert config.data.cache == "/scratch//scratchc"
+    assert config.score.ensemble == ("/home/me/a", "b")
+    for path, message in {
+        "gs://bucket/run": "config.workdir = 'gs://bucket/run' is a URL",
+        "$UNSET/run": r"\$UNSET is not known here",
+        "~no_such_user_1/run": "~no_such_user_1 is not known here",
+    }.items():
+        config.workdir = path
+        with pytest.raises(BadInput, match=message):
+            options.validate(config)
+    config.workdir = str(tmp_path / "$UNSET")
+    (tmp_path / "$UNSET").mkdir()
+    options.validate(config)
+
+
+def test_stages_are_found_beside_the_config_that_names_them(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    text = "from planet_jax.config import get_config"
+    for name in ("mine.py", "other.py"):
+        (tmp_path / "configs" / name).write_text(text)
+    monkeypatch.chdir(tmp_path / "configs")
+    assert config_file.load("mine.py").seed == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    named_by = str(tmp_path / "configs" / "journey.py")
+    for path in ("mine.py", "configs/mine.py"):
+        assert config_file.load(path, named_by=named_by).seed == 0
+    with pytest.raises(BadInput, match=r"min\.py: no such file"):
+        config_file.load("min.py", named_by=named_by)

@@ -1,5 +1,6 @@
 """Test decisions against brute force over all label sets and all thresholds."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.calibration import _SigmoidCalibration
 
 from planet_jax.data.labels import read_labels
 from planet_jax.score import calibration, decisions, metrics
-from planet_jax.score.expected_fbeta import best_expected_fbeta
+from planet_jax.score.expected_fbeta import _nodes, best_expected_fbeta, expected_scores
 from planet_jax.score.weather import obey_weather, weather_of
 from tests.support import SHARED, needs_shared
 
@@ -46,6 +47,37 @@ def test_no_set_of_labels_has_a_higher_expected_fbeta(seed, classes, beta):
     for row, labels in zip(p, chosen, strict=True):
         best = expected_fbeta(sets, row, beta).max()
         assert expected_fbeta([labels], row, beta)[0] == pytest.approx(best, abs=1e-8)
+
+
+def exact_scores(p, beta=2.0):
+    """Return the expected F-beta of the first 1, 2, ... labels, by the counts' distributions."""
+
+    def counts(p):
+        return functools.reduce(lambda a, q: np.convolve(a, [1 - q, q]), p, np.ones(1))
+
+    scores = []
+    for k in range(1, len(p) + 1):
+        hits, others = np.ogrid[: k + 1, : len(p) - k + 1]
+        chances = np.outer(counts(p[:k]), counts(p[k:]))
+        scores.append(((1 + beta**2) * hits / (beta**2 * (hits + others) + k) * chances).sum())
+    return np.array(scores)
+
+
+@pytest.mark.parametrize(("classes", "power"), [(60, 1), (60, 20), (120, 4)])
+def test_the_quadrature_is_exact_for_many_labels(classes, power):
+    p = np.sort(np.random.default_rng(power).random(classes) ** power)[::-1]
+    ours = expected_scores(p[None], 2.0, np.zeros(1), np.ones(1), extra=0)[0]
+    np.testing.assert_allclose(ours[1:], exact_scores(p), rtol=1e-9)
+    chosen = best_expected_fbeta(p[None])[0]
+    assert chosen.tolist() == [i <= exact_scores(p).argmax() for i in range(classes)]
+
+
+@pytest.mark.parametrize("labels", [2, 17, 60, 500, 2000])
+def test_the_quadrature_integrates_every_monomial(labels):
+    v, weights = _nodes(labels, 2.0)
+    powers = np.arange(0, 5 * labels, max(labels // 60, 1))
+    integrals = (weights * v ** powers[:, None]).sum(1)
+    np.testing.assert_allclose(integrals * (powers + 1), 1, rtol=1e-9)
 
 
 def chances_under_the_rule(p, weather):

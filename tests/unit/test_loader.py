@@ -1,9 +1,12 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from planet_jax.data import dataset, loader
 from planet_jax.data.augment import render
+from planet_jax.data.decode import decode_chip
 from planet_jax.runtime.errors import BadInput
 from tests.support import write_chips
 
@@ -94,6 +97,27 @@ def test_folder_batches_decode_any_image_and_name_a_damaged_one(data, tmp_path):
     assert (chips[1] == 255).all()
     with pytest.raises(BadInput, match=r"c\.jpg: cannot be decoded"):
         list(loader.folder_batches(files, size=32, batch_size=4))
+
+
+def test_pixels_of_more_than_8_bits_are_scaled_by_their_type():
+    levels = np.linspace(0, 1, 64).reshape(8, 8)
+
+    def decoded(image, name="PNG"):
+        file = io.BytesIO()
+        image.save(file, name)
+        return decode_chip(file.getvalue())[..., 0]
+
+    expected = np.rint(levels * 255)
+    sixteen = Image.fromarray((levels * 65535).astype(np.uint16))
+    for name in ("PNG", "TIFF"):
+        np.testing.assert_allclose(decoded(sixteen, name), expected, atol=1)
+    floats = Image.fromarray(levels.astype(np.float32))
+    np.testing.assert_allclose(decoded(floats, "TIFF"), expected, atol=1)
+    for values in (levels.astype(np.float32) * 300, np.full((8, 8), np.nan, np.float32)):
+        with pytest.raises(ValueError, match="floats are not between 0 and 1"):
+            decoded(Image.fromarray(values), "TIFF")
+    with pytest.raises(ValueError, match="integers have 32 bits"):
+        decoded(Image.fromarray(np.full((8, 8), 70000, np.int32)), "TIFF")
 
 
 @pytest.mark.slow

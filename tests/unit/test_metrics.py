@@ -134,7 +134,7 @@ def test_resamples_have_the_sample_size_and_are_reproducible():
 def test_co_occurrence_by_hand():
     true = np.array([[1, 0, 0], [1, 0, 1], [1, 1, 0], [0, 0, 0]], bool)
     predicted = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 0], [0, 1, 1]], bool)
-    assert co_occurrence.swaps(predicted, true) == [
+    assert co_occurrence.swaps(predicted, true, 10) == [
         (0, 1, 2)
     ]  # a missed, b predicted, on two chips
-    assert co_occurrence.pairs(predicted, true) == [(1, 2, 0, 2), (0, 2, 1, 0), (0, 1, 1, 1)]
+    assert co_occurrence.pairs(predicted, true, 10) == [(1, 2, 0, 2), (0, 2, 1, 0), (0, 1, 1, 1)]

@@ -4,9 +4,11 @@ import subprocess
 import sys
 import tomllib
 
+import numba
 import pytest
 
 import planet_jax
+from planet_jax.runtime.compiled import compiled
 from tests.support import ROOT
 
 
@@ -21,6 +23,16 @@ def test_import_offers_what_a_notebook_needs_and_starts_no_backend():
     assert callable(planet_jax.commands.train)
     with pytest.raises(AttributeError, match="no attribute 'comands'"):
         _ = planet_jax.comands
+
+
+def test_a_compiled_function_does_not_need_a_cache(monkeypatch):
+    """numba's own locators, as if none of their folders could be written."""
+
+    def refuse(locator):
+        raise PermissionError
+
+    monkeypatch.setattr(numba.core.caching._CacheLocator, "ensure_cache_path", refuse)
+    assert compiled(lambda x: x + 1)(2) == 3
 
 
 def test_wheel_has_every_package():

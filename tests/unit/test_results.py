@@ -8,14 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from planet_jax import commands
+from planet_jax.config import get_config
 from planet_jax.data import loader
 from planet_jax.data.labels import read_labels, split
-from planet_jax.results import inference
+from planet_jax.model import classifier, weights
+from planet_jax.results import inference, predict
 from planet_jax.runtime.errors import BadInput
+from planet_jax.train.checkpoint import require_checkpoint, to_host
 from planet_jax.train.stage import make_stage
-from planet_jax.train.start import find_start
+from planet_jax.train.start import find_start, initial_state
 from planet_jax.train.validate import compute_logits
 from tests.support import ROOT, small_config, write_chips
 from tests.trained_run import SKY, write_trained_run
@@ -201,6 +205,138 @@ def test_missing_decisions_or_weather_are_refused(run, tmp_path):
     no_weather = small_config(tmp_path, workdir=str(run / "run"), **{"score.weather_rule": True})
     with pytest.raises(BadInput, match="needs the labels clear, partly_cloudy, haze and cloudy"):
         commands.evaluate(no_weather)
+
+
+@pytest.fixture
+def odd_folder(tmp_path):
+    """Return a folder with four good images, two that cannot be read, and other files."""
+    folder = tmp_path / "odd"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("a.jpg", "a.png", "b.JPG", "inner/a.jpg"):
+        Image.new("RGB", (64, 64), (90, 120, 60)).save(folder / name)
+    (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:200])
+    (folder / "gone.tif").symlink_to("nowhere.tif")
+    (folder / "._a.jpg").write_bytes(b"macOS")
+    Image.new("P", (8, 8)).save(folder / "anim.gif")
+    return folder
+
+
+def test_predict_skips_what_cannot_be_read_and_says_so(run, odd_folder, tmp_path, capfd):
+    """The data root is not there: the run knows its labels."""
+    options = {"predict.folder": str(odd_folder), "data.root": str(tmp_path / "nowhere")}
+    commands.predict(small_config(run, **options))
+    table, skipped = (read(run / "run" / f"{name}.csv") for name in ("predictions", "skipped"))
+    assert table["image_name"].tolist() == ["a.jpg", "a.png", "b"]
+    assert skipped["image_name"].tolist() == ["cut", "gone"]
+    assert "truncated" in skipped["reason"][0]
+    output, errors = capfd.readouterr()
+    assert output.splitlines()[-1].endswith("skipped.csv: 2 images cannot be read and are skipped")
+    assert "anim.gif" in errors
+    assert "left out inner; predict.subfolders=True" in errors
+    with pytest.raises(BadInput, match=r"cut\.jpg: cannot be decoded"):
+        commands.predict(small_config(run, **options, **{"predict.strict": True}))
+    commands.predict(small_config(run, **options, **{"predict.subfolders": True}))
+    names = read(run / "run" / "predictions.csv")["image_name"].tolist()
+    assert names == ["a.jpg", "a.png", "b", "inner/a"]
+    one = options | {"predict.folder": str(odd_folder / "b.JPG")}
+    commands.predict(small_config(run, **one))
+    assert read(run / "run" / "predictions.csv")["image_name"].tolist() == ["b"]
+    assert not (run / "run" / "skipped.csv").exists()
+    with pytest.raises(BadInput, match="none of 1 images can be read"):
+        commands.predict(small_config(run, **one | {"predict.folder": str(odd_folder / "cut.jpg")}))
+
+
+def test_a_submission_needs_every_chip(run, odd_folder):
+    options = {"predict.folder": str(odd_folder), "predict.submission": True}
+    with pytest.raises(BadInput, match=r"no submission\.csv, because 2 of its chips .*cut, gone"):
+        commands.predict(small_config(run, **options))
+
+
+def test_a_journey_without_test_chips_ends_with_a_report(tmp_path, monkeypatch, capsys):
+    """Its stage lies beside its config, and the current folder is another."""
+    write_chips(tmp_path / "root")
+    (tmp_path / "configs").mkdir()
+    options = {
+        "workdir": str(tmp_path / "run"), "data.root": str(tmp_path / "root"),
+        "data.cache": str(tmp_path / "cache"), "data.size": 32, "data.batch_size": 4,
+        "model.name": "tiny", "model.weights": "random", "train.epochs": 1,
+        "lr_range.in_journey": False,
+    }  # fmt: skip
+    (tmp_path / "configs" / "stage.py").write_text(
+        "from planet_jax.config import get_config as base\n\n"
+        "def get_config():\n    config = base()\n"
+        f"    config.update_from_flattened_dict({options!r})\n    return config\n"
+    )
+    config = get_config()
+    config.stages = ("stage.py",)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    commands.journey(config, file=str(tmp_path / "configs" / "journey.py"))
+    output = capsys.readouterr().out
+    assert "nothing to predict: no images in" in output
+    assert "F2 of the best constant prediction" in output
+    assert output.splitlines()[-1].endswith("report.html: open it in a browser")
+    (tmp_path / "root" / "test-jpg").mkdir()
+    (tmp_path / "root" / "test-jpg" / "bad.jpg").write_bytes(b"no")
+    with pytest.raises(BadInput, match="none of 1 images can be read"):
+        commands.journey(config, file=str(tmp_path / "configs" / "journey.py"))
+    assert "report.html: open it" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(BadInput, match=r"predict\.folder = nowhere: no such"):
+        commands.journey(
+            config, {"predict.folder": "nowhere"}, file=str(tmp_path / "configs" / "journey.py")
+        )
+
+
+@pytest.mark.parametrize("label", ["loss", "tags", "image_name", "fbeta"])
+def test_a_label_may_be_named_like_a_column(tmp_path, label):
+    write_chips(tmp_path / "root", [f"{label} b", "b", label, "c"] * 6)
+    config = small_config(tmp_path, **{"score.resamples": 20})
+    commands.train(config)
+    commands.evaluate(config)
+    config.predict.folder, config.predict.submission = str(tmp_path / "root" / "train-jpg"), True
+    commands.predict(config)
+    commands.report(config)
+    run = tmp_path / "run"
+    chips, mistakes = read(run / "chips.csv"), read(run / "mistakes.csv")
+    assert len(mistakes) == (chips.iloc[:, 3] != chips.iloc[:, 4]).sum()
+    header = (run / "predictions.csv").read_text().splitlines()[0]
+    assert header == "image_name,tags," + ",".join(sorted(["b", "c", label]))
+    assert len(read(run / "submission.csv")) == 24
+    assert "Chips" in (run / "report.html").read_text()
+
+
+def test_a_fresh_head_keeps_the_backbone_of_other_labels(run, tmp_path, capfd):
+    write_chips(tmp_path / "root", ["d", "d e", "e", "f"] * 6)
+    config = small_config(tmp_path, init_from=str(run / "run"))
+    with pytest.raises(BadInput, match=r"was trained on; they differ .* set model\.head=fresh"):
+        initial_state(make_stage(config), find_start(config))
+    config.model.head = "fresh"
+    state = initial_state(make_stage(config), find_start(config))
+    assert "model.head=fresh: the backbone is from" in capfd.readouterr().err
+    ours, before = to_host(state.variables), require_checkpoint(run / "run", "latest")
+    fresh = to_host(classifier.init(3, 0, "tiny"))
+    for name, array in before.arrays("weights").items():
+        expected = fresh[name] if "/head/" in name else array
+        np.testing.assert_array_equal(ours[name], expected)
+
+    exported = tmp_path / "exported.safetensors"
+    variables = classifier.init(6, 1, "tiny")
+    save_file(weights.to_torchvision(variables), exported)
+    config = small_config(tmp_path, **{"model.weights": str(exported)})
+    with pytest.raises(BadInput, match=r"head\.8\..* set model\.head=fresh"):
+        initial_state(make_stage(config), find_start(config))
+    config.model.head = "fresh"
+    ours = to_host(initial_state(make_stage(config), find_start(config)).variables)
+    for name, array in to_host(variables).items():
+        np.testing.assert_array_equal(ours[name], fresh[name] if "/head/" in name else array)
+
+
+def test_write_csv_writes_what_pandas_writes(tmp_path):
+    table = pd.DataFrame({"name": ['a"b', "c,d", ""], "loss": [0.1, 1e-12, 123456789.0]})
+    table = pd.concat([table, pd.DataFrame(np.eye(3) / 7, columns=["name", "x", "y"])], axis=1)
+    for part in (table, table.iloc[:, :1], table.iloc[:, 1:], table.iloc[:0]):
+        predict.write_csv(tmp_path / "a.csv", part)
+        assert (tmp_path / "a.csv").read_text() == part.to_csv(index=False, float_format="%.8g")
 
 
 @pytest.mark.parametrize(
