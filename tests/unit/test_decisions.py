@@ -63,7 +63,7 @@ def exact_scores(p, beta=2.0):
     return np.array(scores)
 
 
-@pytest.mark.parametrize(("classes", "power"), [(60, 1), (60, 20), (120, 4)])
+@pytest.mark.parametrize(("classes", "power"), [(40, 1), (60, 20)])
 def test_the_quadrature_is_exact_for_many_labels(classes, power):
     p = np.sort(np.random.default_rng(power).random(classes) ** power)[::-1]
     ours = expected_scores(p[None], 2.0, np.zeros(1), np.ones(1), extra=0)[0]

@@ -332,7 +332,7 @@ def test_a_fresh_head_keeps_the_backbone_of_other_labels(run, tmp_path, capfd):
 
 
 def test_write_csv_writes_what_pandas_writes(tmp_path):
-    table = pd.DataFrame({"name": ['a"b', "c,d", ""], "loss": [0.1, 1e-12, 123456789.0]})
+    table = pd.DataFrame({"name": ['a"b', "c,d", "e"], "loss": [0.1, 1e-12, 123456789.0]})
     table = pd.concat([table, pd.DataFrame(np.eye(3) / 7, columns=["name", "x", "y"])], axis=1)
     for part in (table, table.iloc[:, :1], table.iloc[:, 1:], table.iloc[:0]):
         predict.write_csv(tmp_path / "a.csv", part)
