@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 
 from planet_jax.config import shared_by_processes, validate
 from planet_jax.config_file import load
-from planet_jax.data import labels, loader
+from planet_jax.data import describe, loader
 from planet_jax.data import prepare as data_source
 from planet_jax.data.dataset import Dataset
+from planet_jax.data.split import count, split_rows
 from planet_jax.model.summary import layer_table
 from planet_jax.preflight import targets
 from planet_jax.preflight.examine import examine
@@ -32,6 +33,7 @@ from planet_jax.runtime import distributed
 from planet_jax.runtime.distributed import is_main_process, on_main
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path
+from planet_jax.runtime.progress import notify
 from planet_jax.runtime.signals import Stopped
 from planet_jax.score import metrics
 from planet_jax.train import loop
@@ -45,11 +47,18 @@ JOURNEY_RESULTS = ("metrics.json", "predictions.csv", "submission.csv")
 
 
 def prepare(config: ConfigDict) -> Dataset:
-    """Draw or download missing chips, build the data set in data.cache and return it."""
+    """Draw or download missing chips, build the data set in data.cache and return it.
+
+    Prints what was understood of the labels and the split, and what looks wrong in them.
+    """
     data = data_source.prepare(config.data, config.sample)
     n, height, width, _ = data.chips.shape
     classes = len(data.labels.classes)
     print(f"{config.data.root}: {n} chips of {height}x{width}, {classes} labels, ready")
+    rows = split_rows(data.labels, config.data)
+    print("\n".join(describe.lines(data.labels, *rows)))
+    for line in describe.doubts(data.labels, *rows, config.data):
+        notify(line)
     return data
 
 
@@ -81,7 +90,7 @@ def _draw_history(run: Path) -> str:
 
 def summary(config: ConfigDict) -> None:
     """Print fastai's layer table of the stage's classifier."""
-    classes, _ = labels.count(Path(config.data.root))
+    classes, _ = count(config.data)
     layers = layer_table(classes, config.data.size, config.optim.freeze, config.model.name)
     print(tables.layer_lines(layers))
 
@@ -92,9 +101,8 @@ def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
     Raises:
       BadInput: the stage does not fit, the target is unknown, or its compiler is not installed.
     """
-    classes, chips = labels.count(Path(config.data.root))
-    train_rows, _ = labels.split(chips, config.data.valid_fraction, config.data.split_seed)
-    costs = examine(config, targets.find(target), classes, len(train_rows))
+    classes, chips = count(config.data)
+    costs = examine(config, targets.find(target), classes, chips)
     print(json.dumps(costs, indent=1) if as_json else tables.preflight(costs))
     if not costs["fits"]:
         raise BadInput(

@@ -64,6 +64,44 @@ OPTIONS: dict[str, Option] = {
     "data.test_chips": Option(
         False, "download the competition's 61,191 test chips too", on_resume="free"),
 
+    # ---- Labels and chips in data.root; docs/data.md has an example of each layout ----
+    "data.label_file": Option(
+        "train_v2.csv", "table of labels in data.root; '': data.chip_folder has a folder per label",
+        on_resume="free"),
+    "data.chip_folder": Option(
+        "train-jpg", "folder of the chips in data.root; .: data.root itself",
+        required=True, on_resume="free"),
+    "data.delimiter": Option(
+        ",", "character between the label file's columns; tab: a tab", on_resume="free"),
+    "data.name_column": Option(
+        "image_name", "column of the chips' names, with or without an ending",
+        required=True, on_resume="free"),
+    "data.label_columns": Option(
+        (), "columns of labels; (): tags, or with one_hot all columns that have no other use",
+        item_type=str, required=True, on_resume="free"),
+    "data.label_format": Option(
+        "text", "text; list: ['a', 'b'] of Python or JSON; one_hot: a column of 0 and 1 per label",
+        choices=("text", "list", "one_hot"), on_resume="free"),
+    "data.label_delimiter": Option(
+        " ", "between the labels in a column of text; '': each text is one label",
+        on_resume="free"),
+
+    # ---- Which chips validate: instead of data.valid_fraction at random ----
+    "data.valid_file": Option("", "file of the names of the chips that validate, as data.subset"),
+    "data.valid_column": Option(
+        "", "column of the label file: train or 0, valid or 1; a chip of test does neither"),
+    "data.valid_folder": Option(
+        "", "folder in data.root that has a folder per label, of the chips that validate"),
+    "data.folds": Option(
+        0, "divide the chips into folds with equal shares of each label; one validates; 0: off",
+        low=0, high=1000, unit="folds"),
+    "data.fold": Option(0, "the fold that validates, from 0", low=0),
+    "data.group_column": Option(
+        "", "column of the label file: chips with the same value all train or all validate"),
+    "data.group_pattern": Option(
+        "", "regular expression on the name: chips with the same match (of its first group, if it "
+        "has one) all train or all validate"),
+
     # ---- Processes of one run (runtime/distributed.py) ----
     "hosts.coordinator": Option(
         "", "'': one process; auto: from the cluster's environment; or ADDRESS:PORT of process 0",
@@ -294,6 +332,7 @@ def validate(config: ConfigDict) -> None:
     for name in OPTIONS.keys() - flat.keys():
         raise BadInput(f"config.{name} is missing; start the config from configs/base.py")
     _check_hosts(config.hosts)
+    _check_layout(config.data)
     if config.lr_range.start_lr >= config.lr_range.end_lr:
         raise BadInput("config.lr_range.start_lr must be below config.lr_range.end_lr")
     if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
@@ -326,6 +365,34 @@ def _expanded(name: str, path: str) -> str:
     if unknown and not os.path.exists(expanded):
         raise BadInput(f"config.{name} = {path!r}: {unknown[0]} is not known here; set it first")
     return expanded
+
+
+def _check_layout(data: ConfigDict) -> None:
+    if data.delimiter not in ("tab", "\\t") and (
+        len(data.delimiter) != 1 or data.delimiter in '"\n'
+    ):
+        raise BadInput(f"config.data.delimiter = {data.delimiter!r} must be one character, or tab")
+    splits = ("valid_file", "valid_column", "valid_folder", "folds")
+    for names in (splits, ("group_column", "group_pattern")):
+        if len(used := [f"config.data.{name}" for name in names if data[name]]) > 1:
+            raise BadInput(f"{' and '.join(used)} exclude each other; set one of them")
+    columns = ("valid_column", "group_column", "label_columns")
+    if not data.label_file and (used := [name for name in columns if data[name]]):
+        raise BadInput(f"config.data.{used[0]} is a column: it needs config.data.label_file")
+    if data.label_file and data.valid_folder:
+        raise BadInput("config.data.valid_folder holds a folder per label: set data.label_file=''")
+    if data.folds == 1 or data.fold >= max(data.folds, 1):
+        raise BadInput(
+            f"config.data.fold = {data.fold} must be below config.data.folds = {data.folds}, "
+            "and folds 0 or at least 2"
+        )
+    try:
+        re.compile(data.group_pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BadInput(
+            f"config.data.group_pattern = {data.group_pattern!r}: "
+            f"not a regular expression ({error})"
+        ) from None
 
 
 def _check_hosts(hosts: ConfigDict) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from planet_jax.data.decode import decode_chip, read_header
-from planet_jax.data.labels import CSV, Labels
+from planet_jax.data.labels import Labels
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify, progress
 
@@ -25,7 +25,7 @@ DECODERS = {"image": tfds.decode.SkipDecoding()}
 
 
 class Planet(tfds.core.GeneratorBasedBuilder):
-    """A record for each row, in file order: name, image (the JPEG's own bytes), labels."""
+    """A record for each row, in file order: name, image (the file's own bytes), labels."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -63,11 +63,12 @@ def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> Non
       BadInput: a chip is damaged or not an image.
     """
     notify(f"building {len(files)} chips into {folder.parent}")
+    source = Path(os.path.commonpath([file.parent for file in files]))
     _write_records(labels, files, folder)
     records, rows = open_records(folder), range(len(files))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         headers = list(pool.map(lambda i: _read_header(records[i]["image"]), rows))
-        width, height = _most_common_size(headers, files[0].parent)
+        width, height = _most_common_size(headers, source)
         shape = (len(files) if decoded else 0, height, width, 3)
         pixels = _allocate(folder / PIXELS, shape)
 
@@ -85,11 +86,11 @@ def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> Non
             for file, is_whole in zip(files, pool.map(decode, rows), strict=True):
                 advance()
                 if not is_whole:
-                    damaged.append(file.name)
+                    damaged.append(str(file.relative_to(source)))
     if damaged:
         raise BadInput(
-            f"{files[0].parent}: {len(damaged)} chips are damaged or not images: "
-            f"{first_few(damaged)}; fetch them again or remove their rows from {CSV}"
+            f"{source}: {len(damaged)} chips are damaged or not images: "
+            f"{first_few(damaged)}; fetch them again or remove them from the labels"
         )
     pixels.flush()
     facts = {"size": [height, width], "digest": sha256(*(header.digest for header in headers))}

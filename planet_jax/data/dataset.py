@@ -1,25 +1,27 @@
 """Load labeled chips: build the data set in the cache once, then map it into memory.
 
-The folder has the competition's layout (`train_v2.csv`, `train-jpg/`) and any vocabulary.
+By default the folder has the competition's layout (`train_v2.csv`, `train-jpg/`).
 """
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
 
+from planet_jax.config import get_config
 from planet_jax.data import build
+from planet_jax.data.chip_files import ChipFinder, stem
 from planet_jax.data.decode import decode_chip
-from planet_jax.data.labels import CSV, Labels, read_labels
+from planet_jax.data.labels import Labels, chip_folder, read_labels
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path, lock_folder, remove_folder
 from planet_jax.runtime.progress import notify
-
-FOLDER = "train-jpg"
 
 
 class Chips(Protocol):
@@ -45,18 +47,20 @@ class Dataset:
     digest: str = ""
 
 
-def load(root: Path, cache: Path, decoded: bool = True) -> Dataset:
+def load(root: Path, cache: Path, decoded: bool = True, data: ConfigDict | None = None) -> Dataset:
     """Load the data set of `root`; build it under `cache` if no build is up to date.
 
     With `decoded` all pixels are stored (3 H W bytes per chip); else each read decodes its chips.
+    The config's section `data` describes the layout; None: the competition's.
 
     Raises:
-      BadInput: as `read_labels`; a row without a chip; a chip that cannot be decoded.
+      BadInput: as `read_labels`; a row without a chip, or with two; a chip that cannot be decoded.
     """
-    labels = read_labels(root)
-    files = _chip_files(root, labels)
+    data = data or get_config().data
+    labels = read_labels(root, data)
+    files = _chip_files(root, labels, data)
     builds = cache / f"{root.resolve().name}-{build.sha256(str(root.resolve()))[:8]}"
-    folder = builds / _fingerprint(root, files, decoded)
+    folder = builds / _fingerprint(labels, files, decoded)
     try:
         with lock_folder(builds):
             if not folder.exists():
@@ -79,28 +83,48 @@ def _open(folder: Path, labels: Labels, decoded: bool) -> Dataset:
     return Dataset(labels, chips, facts["digest"])
 
 
-def _chip_files(root: Path, labels: Labels) -> list[Path]:
+def _chip_files(root: Path, labels: Labels, data: ConfigDict) -> list[Path]:
     """Return the chip's path for each row; images without a row are ignored with a notice."""
-    folder = root / FOLDER
-    try:
-        present = {entry.name for entry in os.scandir(folder)}
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot list the chips ({error.strerror})") from None
-    names = [f"{name}.jpg" for name in labels.names]
-    if missing := [name for name in names if name not in present]:
+    folder, source = chip_folder(root, data), data.label_file or "the labels"
+    finder = ChipFinder(folder)
+    found = [finder.find(name) for name in labels.names]
+    if several := [[file.name for file in files] for files in found if len(files) > 1]:
         raise BadInput(
-            f"{folder}: {len(missing)} rows of {CSV} have no chip there: {first_few(missing)}"
+            f"{folder}: {len(several)} chips have several files: "
+            f"{first_few(map(' and '.join, several))}; move all but one away"
         )
-    if extra := present - set(names):
-        notify(f"{folder}: {len(extra)} files have no row in {CSV} and are ignored")
-    return [folder / name for name in names]
+    missing = [
+        files[0].name if files else _expected_file(name, finder)
+        for name, files in zip(labels.names, found, strict=True)
+        if not (files and files[0].is_file())  # False for a link to nothing
+    ]
+    if missing:
+        raise BadInput(
+            f"{folder}: {len(missing)} rows of {source} have no chip there: {first_few(missing)}"
+        )
+    files = [file for (file,) in found]
+    if repeated := [file.name for file, n in Counter(files).items() if n > 1]:
+        raise BadInput(
+            f"{root / source}: {len(repeated)} chips are repeated: {first_few(repeated)}"
+        )
+    extra = finder.entries.total() - len(files)
+    if extra and data.label_file:
+        notify(f"{folder}: {extra} files have no row in {source} and are ignored")
+    return files
 
 
-def _fingerprint(root: Path, files: list[Path], decoded: bool) -> str:
-    """Return a name that changes with the label file and with any chip's size or time of change."""
+def _expected_file(name: str, finder: ChipFinder) -> str:
+    return name if stem(name) != name else name + finder.ending()
+
+
+def _fingerprint(labels: Labels, files: list[Path], decoded: bool) -> str:
+    """Return a name that changes with the labels, and with any chip's file, size or change."""
     stats = (os.stat(file) for file in files)
-    chips = (f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
-    return build.sha256(f"{build.VERSION} {decoded}", (root / CSV).read_bytes(), *chips)[:16]
+    chips = (
+        f"{file.parent.name}/{file.name} {stat.st_size} {stat.st_mtime_ns}"
+        for file, stat in zip(files, stats, strict=True)
+    )
+    return build.sha256(f"{build.VERSION} {decoded}", labels.digest(), *chips)[:16]
 
 
 def _remove_other_folders(parent: Path, kept: Path) -> None:

@@ -1,33 +1,40 @@
-"""The label file: names, vocabulary and targets; which rows train and which validate."""
+"""The labels of a data set: names, vocabulary and targets."""
 
 import collections
 import hashlib
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
 
+from planet_jax.config import get_config
+from planet_jax.data import label_file, label_folders
 from planet_jax.runtime.errors import BadInput, first_few
-from planet_jax.runtime.progress import notify
 
 CSV = "train_v2.csv"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Names in file order, the sorted vocabulary, and a multi-hot row for each name."""
+    """Names in file order, the sorted vocabulary, and a multi-hot row for each name.
+
+    Attributes:
+      groups: each chip's group, which the split must not divide; () if there are none.
+      roles: each chip's part in the split, where the labels define it; else ().
+    """
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
     targets: UInt8[np.ndarray, "n classes"]
+    groups: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Return a SHA-256 that changes with any name, class or tag."""
-        names = "\n".join((*self.names, "", *self.classes))
+        """Return a SHA-256 that changes with any name, class, tag, group or role."""
+        names = "\n".join((*self.names, "", *self.classes, *self.groups, *self.roles))
         return hashlib.sha256(names.encode() + self.targets.tobytes()).hexdigest()
 
     def fingerprint(self, rows: Int[np.ndarray, " m"]) -> str:
@@ -36,52 +43,36 @@ class Labels:
         return hashlib.sha256(names.encode() + self.targets[rows].tobytes()).hexdigest()
 
 
-def read_labels(root: Path) -> Labels:
-    """Read `root/train_v2.csv`: a row per chip, tags separated by spaces; repeated tags count once.
+def read_labels(root: Path, data: ConfigDict | None = None) -> Labels:
+    """Read the labels in `root`, laid out as the config's section `data` describes.
+
+    By default a row per chip in `root/train_v2.csv`, tags separated by spaces. Repeated tags count
+    once.
 
     Raises:
-      BadInput: no such file, not a CSV, no `image_name` or `tags` column, no rows, no tag at all, a
-        name that is repeated or is not a plain file name.
+      BadInput: as `label_file.read` and `label_folders.read`; no tag at all; a name that is
+        repeated or is not a plain file name.
     """
-    path = root / CSV
-    table = _read_table(path)
-    names = [name.strip() for name in table["image_name"]]
-    _check_names(path, names)
-    tags = [sorted(set(text.split())) for text in table["tags"]]
-    clean = [" ".join(text.split()) for text in table["tags"]]
-    untidy = (table["image_name"] != names) | (table["tags"] != clean)
-    if untidy.any():
-        notify(f"{path}: extra spaces in {untidy.sum()} rows are ignored")
-    classes = sorted(set().union(*tags))
-    if not classes:
+    data = data or get_config().data
+    path = root / (data.label_file or data.chip_folder)
+    if data.label_file:
+        rows = label_file.read(path, data)
+        _check_names(path, rows.names)
+    else:
+        rows = label_folders.read(root, data)
+    classes = sorted(set(rows.classes).union(*rows.tags))
+    if not any(rows.tags):
         raise BadInput(f"{path}: no row has a tag; add tags to learn from")
     column = {name: i for i, name in enumerate(classes)}
-    targets = np.zeros((len(names), len(classes)), np.uint8)
-    for target, row in zip(targets, tags, strict=True):
-        target[[column[tag] for tag in row]] = 1
-    return Labels(tuple(names), tuple(classes), targets)
+    targets = np.zeros((len(rows.names), len(classes)), np.uint8)
+    for target, tags in zip(targets, rows.tags, strict=True):
+        target[[column[tag] for tag in tags]] = 1
+    return Labels(tuple(rows.names), tuple(classes), targets, tuple(rows.groups), tuple(rows.roles))
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """Read the CSV as text, with at least one row and both columns."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pandas only warns of rows that are too long
-            table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
-            )
-    except FileNotFoundError:
-        raise BadInput(
-            f"{path}: no label file; set config.data.root to a folder that has one"
-        ) from None
-    except (ValueError, Warning, OSError) as error:  # pandas' own errors are ValueErrors
-        raise BadInput(f"{path}: not readable as CSV ({error})") from None
-    missing = [column for column in ("image_name", "tags") if column not in table]
-    if missing:
-        raise BadInput(f"{path}: no column {' and '.join(missing)} in its first line")
-    if table.empty:
-        raise BadInput(f"{path}: has no rows; give it a line for each chip")
-    return table
+def chip_folder(root: Path, data: ConfigDict) -> Path:
+    """Return the folder that the chips' names are relative to."""
+    return root / data.chip_folder if data.label_file else root
 
 
 def _check_names(path: Path, names: list[str]) -> None:
@@ -91,64 +82,3 @@ def _check_names(path: Path, names: list[str]) -> None:
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise BadInput(f"{path}: {len(repeated)} names are repeated: {first_few(repeated)}")
-
-
-def count(root: Path) -> tuple[int, int]:
-    """Return the numbers of classes and of chips in `root`; the competition's if it has no labels.
-
-    Raises:
-      BadInput: as `read_labels`.
-    """
-    if not (root / CSV).exists():
-        return 17, 40_479
-    labels = read_labels(root)
-    return len(labels.classes), len(labels.names)
-
-
-def split(
-    n: int, valid_fraction: float, seed: int
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " valid"]]:
-    """Split n rows at random by fastai's `split_by_rand_pct`.
-
-    Returns the training rows in file order and the validation rows in the order drawn.
-    """
-    order = np.random.RandomState(seed).permutation(n)  # fastai's generator
-    valid = order[: int(valid_fraction * n)]
-    train = np.setdiff1d(np.arange(n), valid)
-    return train, valid
-
-
-def subset(labels: Labels, train: Int[np.ndarray, " train"], file: Path) -> Int[np.ndarray, " n"]:
-    """Return those of the training rows that `file` names; validation chips are excluded.
-
-    The file has one name per line, or is a CSV whose first column is `image_name` (mistakes.csv).
-
-    Raises:
-      BadInput: the file cannot be read, names an unknown chip, or names no chip to train on.
-    """
-    try:
-        text = file.read_text()
-        if text.startswith("image_name,"):
-            table = pd.read_csv(file, usecols=["image_name"], dtype=str, keep_default_na=False)
-            lines = table["image_name"].tolist()
-        else:
-            lines = text.splitlines()
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise BadInput(f"config.data.subset = {file}: cannot be read ({error})") from None
-    names = {line.strip() for line in lines if line.strip()}
-    if unknown := sorted(names - set(labels.names)):
-        raise BadInput(
-            f"config.data.subset = {file}: {len(unknown)} names are not in {CSV}: "
-            f"{first_few(unknown)}"
-        )
-    rows = np.array([row for row in train if labels.names[row] in names], int)
-    if len(rows) == 0:
-        raise BadInput(
-            f"config.data.subset = {file}: names no training chip; "
-            "evaluate with score.split=train lists the mistakes on training chips"
-        )
-    if len(rows) < len(names):
-        notify(
-            f"{file}: {len(names) - len(rows)} of its chips are validation chips and are skipped"
-        )
-    return rows

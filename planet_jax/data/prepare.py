@@ -24,7 +24,7 @@ def prepare(data: ConfigDict, sample: ConfigDict) -> Dataset:
         have different labels or chips.
     """
     obtain(data, sample)
-    data_set = load(Path(data.root), Path(data.cache), data.decoded)
+    data_set = load(Path(data.root), Path(data.cache), data.decoded, data)
     distributed.require_same({"labels": data_set.labels.digest(), "chips": data_set.digest})
     return data_set
 

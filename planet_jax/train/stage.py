@@ -4,19 +4,19 @@ import functools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from planet_jax.data import labels, loader
+from planet_jax.data import describe, loader
 from planet_jax.data.dataset import Dataset
 from planet_jax.data.prepare import prepare
+from planet_jax.data.split import split_rows
 from planet_jax.model import classifier
-from planet_jax.runtime.distributed import on_main
 from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.progress import notify
 from planet_jax.train.optimizer import Schedule, group_rates, one_cycle
 from planet_jax.train.steps import TrainState, make_predict_step, make_train_step, to_devices
 
@@ -125,28 +125,26 @@ class Stage:
 
 
 def make_stage(config: ConfigDict, epoch_offset: int = 0) -> Stage:
-    """Prepare the chips and split them into those that train and validate, as the notebook does.
+    """Prepare the chips and split them into those that train and validate.
 
     Raises:
-      BadInput: as `prepare`; no chip validates; or the devices cannot share a batch.
+      BadInput: as `prepare` and `split_rows`; no chip validates; or the devices cannot share
+        a batch.
     """
     options, data = config.data, prepare(config.data, config.sample)
     n = len(data.labels.names)
-    train_rows, valid_rows = labels.split(n, options.valid_fraction, options.split_seed)
-    if options.subset:
-        train_rows = np.array(_subset_rows(data, train_rows, options.subset), int)
+    train_rows, valid_rows = split_rows(data.labels, options)
     if len(valid_rows) == 0:
+        given = ("valid_file", "valid_column", "valid_folder", "folds")
+        option = next((name for name in given if options[name]), "valid_fraction")
         raise BadInput(
-            f"config.data.valid_fraction: selects none of the {n} chips of {options.root} for "
+            f"config.data.{option}: selects none of the {n} chips of {options.root} for "
             "validation; raise it or give more chips"
         )
+    for line in describe.doubts(data.labels, train_rows, valid_rows, options):
+        notify(line)
     check_batch(options.batch_size)
     return Stage(config, data, train_rows, valid_rows, epoch_offset)
-
-
-@on_main  # the file may be in the run folder
-def _subset_rows(data: Dataset, rows: Int[np.ndarray, " n"], file: str) -> list[int]:
-    return labels.subset(data.labels, rows, Path(file)).tolist()
 
 
 def all_devices() -> tuple[jax.Device, ...]:

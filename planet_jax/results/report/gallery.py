@@ -9,8 +9,9 @@ import pandas as pd
 from jaxtyping import Float
 from PIL import Image
 
-from planet_jax.data.dataset import FOLDER
+from planet_jax.data.chip_files import ChipFinder
 from planet_jax.results.report import html
+from planet_jax.runtime.errors import BadInput
 
 SIDE = 128  # pixels of a chip
 FIRST_CHIPS = 12  # in a gallery, of any class; script.js shows as many when no class is chosen
@@ -19,12 +20,13 @@ MAX_CHIPS = 80  # in a gallery: the page stays under 5 MB even if the chips are 
 TEXT_COLUMNS = {"image_name": str, "tags": str, "predicted": str}  # of chips.csv
 
 
-def galleries(table: pd.DataFrame, classes: Sequence[str], root: Path) -> str:
+def galleries(table: pd.DataFrame, classes: Sequence[str], folder: Path) -> str:
     """Return the HTML of two galleries: highest loss first, and lowest entropy first.
 
-    `table` is chips.csv: its last columns are the probabilities of `classes`. Entropy is low if all
-    probabilities of a chip are near 0 or 1, right or wrong.
+    `table` is chips.csv: its last columns are the probabilities of `classes`. The chips are in
+    `folder`. Entropy is low if all probabilities of a chip are near 0 or 1, right or wrong.
     """
+    finder = ChipFinder(folder)
     p = table.iloc[:, -len(classes) :].to_numpy(float).clip(1e-12, 1 - 1e-12)
     entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean(1)
     options = [f'<option value="{escape(label)}">{escape(label)}</option>' for label in classes]
@@ -41,7 +43,7 @@ def galleries(table: pd.DataFrame, classes: Sequence[str], root: Path) -> str:
         ("Most certain", np.argsort(entropy, kind="stable")),
     ):
         rows = select_chips(table.iloc[order], classes)
-        cards = [card(row, p[i], classes, root) for i, row in rows.iterrows()]
+        cards = [card(row, p[i], classes, finder) for i, row in rows.iterrows()]
         parts.append(
             f'<h3>{heading}</h3><p aria-live="polite"></p><ul class="chips">{"".join(cards)}</ul>'
         )
@@ -63,7 +65,7 @@ def select_chips(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def card(
-    row: pd.Series, p: Float[np.ndarray, " classes"], classes: Sequence[str], root: Path
+    row: pd.Series, p: Float[np.ndarray, " classes"], classes: Sequence[str], finder: ChipFinder
 ) -> str:
     """Return the HTML of one chip: picture, loss, F2, and its true and predicted labels."""
     true, predicted = row["tags"].split(), row["predicted"].split()
@@ -75,18 +77,18 @@ def card(
             labels.append(f'<li class="{kind}">{sign} {escape(label)} {probability:.2f}</li>')
     either = " ".join(dict.fromkeys(true + predicted))
     return (
-        f'<li data-labels="{escape(either)}">{_picture(root / FOLDER, row["image_name"], true)}'
+        f'<li data-labels="{escape(either)}">{_picture(finder, row["image_name"], true)}'
         f"<b>{escape(row['image_name'])}</b> loss {row['loss']:.3f}, F2 {row['fbeta']:.2f}"
         f'<ul class="tags">{"".join(labels) or "<li>no label</li>"}</ul></li>'
     )
 
 
-def _picture(folder: Path, name: str, true: Sequence[str]) -> str:
+def _picture(finder: ChipFinder, name: str, true: Sequence[str]) -> str:
     try:
-        with Image.open(folder / f"{name}.jpg") as chip:
+        with Image.open(finder.find(name)[0]) as chip:
             chip.draft("RGB", (SIDE, SIDE))
             picture = chip.convert("RGB")
-    except OSError:
+    except (OSError, IndexError, BadInput):  # IndexError: there is no such file
         return html.note("This file cannot be read.")
     picture.thumbnail((SIDE, SIDE))
     return html.image(picture, f"chip {name}: {' '.join(true) or 'no label'}")

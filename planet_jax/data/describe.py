@@ -1,0 +1,66 @@
+"""Describe the labels and the split of a data set, and what looks wrong in them."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from planet_jax.data.labels import Labels
+from planet_jax.runtime.errors import first_few
+
+MARKS = ",;|[]\"'"  # in a label, they are probably left from a delimiter or a list
+JOINTS = (" ", ",", ";", "|", "/", "+", "&", "-", "_")
+Rows = Int[np.ndarray, " rows"]
+
+
+def lines(labels: Labels, train: Rows, valid: Rows) -> list[str]:
+    """Return the numbers of rows, of labels per chip, of chips per label and of the split."""
+    per_chip, counts = labels.targets.sum(1, dtype=int), labels.targets.sum(0, dtype=int)
+    order = np.argsort(-counts, kind="stable")
+    shares = ", ".join(f"{labels.classes[i]} {counts[i]:,}" for i in order)
+    groups = f", {len(set(labels.groups)):,} groups" if labels.groups else ""
+    return [
+        f"rows: {len(labels.names):,}{groups}",
+        f"labels per chip: {per_chip.min()} to {per_chip.max()}, mean {per_chip.mean():.2f}; "
+        f"{(per_chip == 0).sum():,} chips have none",
+        *textwrap.wrap(f"chips per label: {shares}", 100, subsequent_indent="  "),
+        f"split: {len(train):,} chips train, {len(valid):,} validate",
+    ]
+
+
+def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[str]:
+    """Return a line for each sign that the labels or the split are not as meant."""
+    counts, found = labels.targets.sum(0, dtype=int), []
+    advice = "are data.label_delimiter and data.label_format right?"
+    marked = [label for label in labels.classes if set(MARKS) & set(label)]
+    if marked and data.label_file and data.label_format == "text":
+        found.append(
+            f"{len(marked)} labels hold commas, bars, brackets or quotes: "
+            f"{first_few(map(repr, marked))}; {advice}"
+        )
+    elif labels.targets.sum(1).max() == 1 and (joint := _joint(labels.classes)):
+        found.append(
+            f"every chip has one label, and labels look joined by {joint!r}: "
+            f"{first_few(repr(label) for label in labels.classes if joint in label)}; {advice}"
+        )
+    if 2 * (once := (counts == 1).sum()) >= len(counts):
+        found.append(f"{once} of {len(counts)} labels are seen once; {advice}")
+    trained, validated = (labels.targets[rows].any(0) for rows in (train, valid))
+    if never := [labels.classes[i] for i in np.flatnonzero(validated & ~trained)]:
+        found.append(
+            f"{len(never)} labels validate and never train: {first_few(never)}; "
+            "another data.split_seed, or data.folds, may divide them better"
+        )
+    return [f"warning: {line}" for line in found]
+
+
+def _joint(classes: Sequence[str]) -> str:
+    """Return the character that joins fewer parts into more labels, or ''."""
+    for joint in JOINTS:
+        joined = [label for label in classes if joint in label]
+        parts = {part.strip() for label in joined for part in label.split(joint)}
+        if len(parts) < len(joined):
+            return joint
+    return ""
