@@ -19,13 +19,18 @@ def lines(labels: Labels, train: Rows, valid: Rows) -> list[str]:
     """Return the numbers of rows, of labels per chip, of chips per label and of the split."""
     per_chip, counts = labels.targets.sum(1, dtype=int), labels.targets.sum(0, dtype=int)
     order = np.argsort(-counts, kind="stable")
-    shares = ", ".join(f"{labels.classes[i]} {counts[i]:,}" for i in order)
+    # textwrap must not divide a label from its count: \0 is not a space.
+    shares = ", ".join(f"{labels.classes[i]} {counts[i]:,}".replace(" ", "\0") for i in order)
+    wrapped = textwrap.fill(
+        f"chips per label: {shares}", 100, subsequent_indent="  ", break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip
     groups = f", {len(set(labels.groups)):,} groups" if labels.groups else ""
     return [
         f"rows: {len(labels.names):,}{groups}",
         f"labels per chip: {per_chip.min()} to {per_chip.max()}, mean {per_chip.mean():.2f}; "
         f"{(per_chip == 0).sum():,} chips have none",
-        *textwrap.wrap(f"chips per label: {shares}", 100, subsequent_indent="  "),
+        wrapped.replace("\0", " "),
         f"split: {len(train):,} chips train, {len(valid):,} validate",
     ]
 

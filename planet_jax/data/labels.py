@@ -1,20 +1,27 @@
-"""The labels of a data set: names, vocabulary and targets."""
+"""The labels of a data set, its random split, and the rows that a list of names selects."""
 
 import collections
+import csv
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from planet_jax.config import get_config
 from planet_jax.data import label_file, label_folders
+from planet_jax.data.chip_files import stem
+from planet_jax.runtime.distributed import on_main
 from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.progress import notify
 
 CSV = "train_v2.csv"
+Rows = Int[np.ndarray, " rows"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +89,75 @@ def _check_names(path: Path, names: list[str]) -> None:
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise BadInput(f"{path}: {len(repeated)} names are repeated: {first_few(repeated)}")
+
+
+def split(n: int, valid_fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split n rows at random by fastai's `split_by_rand_pct`.
+
+    Returns the training rows in file order and the validation rows in the order drawn.
+    """
+    order = np.random.RandomState(seed).permutation(n)  # fastai's generator
+    valid = order[: int(valid_fraction * n)]
+    train = np.setdiff1d(np.arange(n), valid)
+    return train, valid
+
+
+def subset(labels: Labels, train: Rows, file: Path, name_column: str = "image_name") -> Rows:
+    """Return those of the training rows that `file` names; validation chips are excluded.
+
+    The file is as for `read_names`, for example mistakes.csv.
+
+    Raises:
+      BadInput: the file cannot be read, names an unknown chip, or names no chip to train on.
+    """
+    named = named_rows(labels, "subset", file, name_column)
+    rows = np.array([row for row in train if row in named], int)
+    if len(rows) == 0:
+        raise BadInput(
+            f"config.data.subset = {file}: names no training chip; "
+            "evaluate with score.split=train lists the mistakes on training chips"
+        )
+    if len(rows) < len(named):
+        notify(
+            f"{file}: {len(named) - len(rows)} of its chips are validation chips and are skipped"
+        )
+    return rows
+
+
+def named_rows(labels: Labels, option: str, file: Path, name_column: str) -> set[int]:
+    """Return the rows that the file of an option names, with or without endings."""
+    row_of = {stem(name): row for row, name in enumerate(labels.names)}
+    row_of |= {name: row for row, name in enumerate(labels.names)}
+    names = on_main(read_names)(file, option, name_column)  # the file may be in the run folder
+    rows = {name: row_of.get(name, row_of.get(stem(name))) for name in names}
+    if unknown := sorted(name for name, row in rows.items() if row is None):
+        raise BadInput(
+            f"config.data.{option} = {file}: {len(unknown)} names are not in the labels of "
+            f"data.root: {first_few(unknown)}"
+        )
+    return {row for row in rows.values() if row is not None}
+
+
+def read_names(file: Path, option: str, name_column: str = "image_name") -> list[str]:
+    """Read chip names: one per line, or the column `image_name` (or `name_column`) of a CSV.
+
+    Raises:
+      BadInput: the file cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        first = text.partition("\n")[0].strip()
+        for delimiter in (",", ";", "\t"):
+            header = [c.strip() for c in next(csv.reader([first], delimiter=delimiter), [])]
+            for column in ("image_name", name_column):
+                if column in header:
+                    table = pd.read_csv(
+                        file, sep=delimiter, dtype=str, keep_default_na=False, header=None,
+                        skiprows=1, usecols=[header.index(column)], encoding="utf-8-sig",
+                        skipinitialspace=True,
+                    )  # fmt: skip
+                    return [name.strip() for name in table.iloc[:, 0] if name.strip()]
+    except (OSError, ValueError, csv.Error) as error:  # pandas' own errors are ValueErrors
+        raise BadInput(f"config.data.{option} = {file}: cannot be read ({error})") from None
+    lines = (line.strip() for line in text.splitlines())
+    return [re.sub(r'^"(.*)"$', r"\1", line).strip() for line in lines if line]

@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from planet_jax.data import dataset
-from planet_jax.data.labels import Labels, read_labels
-from planet_jax.data.split import split, subset
+from planet_jax.data.labels import Labels, read_labels, split, subset
 from planet_jax.runtime.errors import BadInput
 from tests.support import SHARED, needs_shared, write_chips
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planet_jax.data import describe
-from planet_jax.data.labels import Labels, read_labels
-from planet_jax.data.split import read_names, split, split_rows
+from planet_jax.data.labels import Labels, read_labels, read_names, split
+from planet_jax.data.split import split_rows
 from planet_jax.data.stratify import stratified_folds
 from planet_jax.runtime.errors import BadInput
 from tests.support import SHARED, needs_shared, write_chips
