@@ -3,7 +3,8 @@
 import os
 import unicodedata
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from os.path import splitext
+from pathlib import Path
 
 from planet_jax.runtime.errors import BadInput
 
@@ -12,13 +13,14 @@ IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".w
 
 def is_image(name: str) -> bool:
     """Return whether a file's name ends as an image's, in any case; macOS's `._a.jpg` is none."""
-    return Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith("._")
+    return splitext(name)[1].lower() in IMAGE_ENDINGS and not name.startswith("._")
 
 
 def stem(name: str) -> str:
     """Return a chip's name in Unicode's composed form (NFC), without an image's ending."""
-    path = PurePosixPath(unicodedata.normalize("NFC", name))
-    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_ENDINGS else str(path)
+    name = unicodedata.normalize("NFC", name)
+    before, ending = splitext(name)
+    return before if ending.lower() in IMAGE_ENDINGS else name
 
 
 class ChipFinder:
@@ -27,6 +29,7 @@ class ChipFinder:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.entries: Counter[str] = Counter()  # files of each folder that was listed
+        self._folders: dict[str, Path] = {}
         self._stems: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> list[Path]:
@@ -43,12 +46,12 @@ class ChipFinder:
         stems = self._stems[folder]
         # A chip may be named `a.png` in the file `a.png.jpg`: try the whole name first.
         files = stems.get(unicodedata.normalize("NFC", last)) or stems.get(stem(last), [])
-        return [self.base / folder / file for file in files]
+        return [self._folders[folder] / file for file in files]
 
     def ending(self) -> str:
         """Return the ending of most images that were listed."""
         endings = Counter(
-            Path(file).suffix
+            splitext(file)[1]
             for stems in self._stems.values()
             for files in stems.values()
             for file in files
@@ -65,6 +68,6 @@ class ChipFinder:
                 "to their folder in data.root"
             ) from None
         self.entries[folder] = len(names)
-        self._stems[folder] = {}
+        self._folders[folder], self._stems[folder] = path, {}
         for name in filter(is_image, names):
             self._stems[folder].setdefault(stem(name), []).append(name)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
@@ -160,14 +161,15 @@ def _one_hot(path: Path, table: pd.DataFrame) -> list[list[str]]:
     """Return each row's labels from columns of 0 and 1 (or true and false; blank is 0)."""
     tags: list[list[str]] = [[] for _ in range(len(table))]
     for column in table.columns:
-        cells = table[column].str.strip().str.lower()
-        if unknown := sorted(set(cells) - ONE_HOT.keys()):
+        cells, label = table[column], clean_label(column)
+        meaning = {cell: ONE_HOT.get(cell.strip().lower()) for cell in cells.unique()}
+        if unknown := sorted(cell for cell, has_label in meaning.items() if has_label is None):
             raise BadInput(
                 f"{path}: the column {column} holds {unknown[0]!r}, not 0 or 1; name the columns "
                 "of labels in config.data.label_columns"
             )
-        for row in cells.index[cells.map(ONE_HOT).to_numpy(bool)]:
-            tags[row].append(clean_label(column))
+        for row in np.flatnonzero(cells.map(meaning)):
+            tags[row].append(label)
     return tags
 
 
