@@ -67,10 +67,10 @@ OPTIONS: dict[str, Option] = {
     # ---- Labels and chips in data.root; docs/data.md has an example of each layout ----
     "data.label_file": Option(
         "train_v2.csv", "table of labels in data.root; '': data.chip_folder has a folder per label",
-        on_resume="free"),
+        on_resume="free", path=True),
     "data.chip_folder": Option(
         "train-jpg", "folder of the chips in data.root; .: data.root itself",
-        required=True, on_resume="free"),
+        required=True, on_resume="free", path=True),
     "data.delimiter": Option(
         ",", "character between the label file's columns; tab: a tab", on_resume="free"),
     "data.name_column": Option(
@@ -87,11 +87,13 @@ OPTIONS: dict[str, Option] = {
         on_resume="free"),
 
     # ---- Which chips validate: instead of data.valid_fraction at random ----
-    "data.valid_file": Option("", "file of the names of the chips that validate, as data.subset"),
+    "data.valid_file": Option(
+        "", "file of the names of the chips that validate, as data.subset", path=True),
     "data.valid_column": Option(
         "", "column of the label file: train or 0, valid or 1; a chip of test does neither"),
     "data.valid_folder": Option(
-        "", "folder in data.root that has a folder per label, of the chips that validate"),
+        "", "folder in data.root that has a folder per label, of the chips that validate",
+        path=True),
     "data.folds": Option(
         0, "divide the chips into folds with equal shares of each label; one validates; 0: off",
         low=0, high=1000, unit="folds"),

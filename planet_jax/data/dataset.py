@@ -3,6 +3,7 @@
 By default the folder has the competition's layout (`train_v2.csv`, `train-jpg/`).
 """
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -62,6 +63,8 @@ def load(root: Path, cache: Path, decoded: bool = True, data: ConfigDict | None 
     builds = cache / f"{root.resolve().name}-{build.sha256(str(root.resolve()))[:8]}"
     folder = builds / _fingerprint(labels, files, decoded)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            return _open(folder, labels, decoded)  # needs no lock: the cache may be read-only
         with lock_folder(builds):
             if not folder.exists():
                 with atomic_path(folder) as temporary:
@@ -71,7 +74,8 @@ def load(root: Path, cache: Path, decoded: bool = True, data: ConfigDict | None 
             return _open(folder, labels, decoded)
     except OSError as error:
         raise BadInput(
-            f"config.data.cache = {cache}: cannot build the data set there ({error})"
+            f"config.data.cache = {cache}: cannot build the data set there ({error}); "
+            "set it to a folder that can be written"
         ) from error
 
 

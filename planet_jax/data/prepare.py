@@ -1,5 +1,7 @@
 """Prepare the data set of a config: obtain the files that are missing, then build and load it."""
 
+import contextlib
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -44,9 +46,11 @@ def obtain(data: ConfigDict, sample: ConfigDict) -> None:
 
 
 def _obtain(data: ConfigDict, sample: ConfigDict) -> None:
-    root = Path(data.root)
+    root, cache = Path(data.root), Path(data.cache)
+    is_read_only = cache.is_dir() and not os.access(cache, os.W_OK)
     try:
-        with lock_folder(Path(data.cache)):  # not in the root, which may be read-only
+        # The lock is not in the root, which may be read-only too.
+        with contextlib.nullcontext() if is_read_only else lock_folder(cache):
             if data.source == "kaggle":
                 kaggle.fetch(
                     root,

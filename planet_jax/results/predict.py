@@ -91,10 +91,15 @@ def table(
     return pd.concat([tags, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
 
 
+def tag_delimiter(classes: Sequence[str]) -> str:
+    """Return what separates tags in our tables: a space, or | if a label has several words."""
+    return "|" if any(" " in label for label in classes) else " "
+
+
 def joined_tags(predicted: Bool[ndarray, "n classes"], classes: Sequence[str]) -> list[str]:
-    """Join each chip's labels with spaces."""
-    names = np.array(classes, object)
-    return [" ".join(names[row]) for row in predicted]
+    """Join each chip's labels with the `tag_delimiter`."""
+    names, delimiter = np.array(classes, object), tag_delimiter(classes)
+    return [delimiter.join(names[row]) for row in predicted]
 
 
 def write(

@@ -75,6 +75,19 @@ def test_unusual_chips_and_labels_are_converted_with_a_notice(tmp_path, capsys):
         assert notice in notices
 
 
+def test_ready_build_is_used_where_nothing_can_be_written(tmp_path, monkeypatch):
+    root, cache = write_chips(tmp_path / "root", ["a", "b"]), tmp_path / "cache"
+    first = dataset.load(root, cache)
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(dataset, "lock_folder", refuse)
+    assert dataset.load(root, cache).digest == first.digest
+    with pytest.raises(BadInput, match="data.cache.*Permission denied.*can be written"):
+        dataset.load(root, tmp_path / "other")
+
+
 def test_rebuilds_only_when_a_chip_or_label_changes(tmp_path, capsys):
     root = write_chips(tmp_path / "root", ["a", "b"])
     cache = tmp_path / "cache"

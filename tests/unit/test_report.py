@@ -16,9 +16,12 @@ from PIL import Image
 
 from planet_jax import commands
 from planet_jax.config import flatten, get_config
+from planet_jax.data.chip_files import ChipFinder
 from planet_jax.data.labels import read_labels
 from planet_jax.results import pictures
 from planet_jax.results.evaluate import Evaluation, compute_metrics, write_evaluation
+from planet_jax.results.predict import joined_tags
+from planet_jax.results.report import gallery
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import write_json
 from planet_jax.train.log import HISTORY_COLUMNS, STEP_COLUMNS
@@ -189,6 +192,20 @@ def test_a_report_of_tables_without_rows(tmp_path):
     assert "no epoch yet" in (tmp_path / "report.html").read_text()
 
 
+def test_a_label_of_several_words_is_one_label(tmp_path):
+    classes = ["bare ground", "ground"]
+    tags = joined_tags(np.array([[True, True], [False, True]]), classes)
+    assert tags == ["bare ground|ground", "ground"]
+    table = pd.DataFrame({"image_name": "a", "loss": 1.0, "fbeta": 0.5, "tags": tags})
+    table["predicted"] = ["", "bare ground"]
+    p = np.full(2, 0.5)
+    first, second = (gallery.card(r, p, classes, ChipFinder(tmp_path)) for _, r in table.iterrows())
+    assert 'data-labels="bare ground\nground"' in first
+    assert "missed bare ground 0.50" in first
+    assert "wrong bare ground 0.50</li>" in second
+    assert "missed ground 0.50</li>" in second
+
+
 @pytest.fixture
 def browser():
     """Headless chromium; it makes no requests of its own."""
@@ -215,7 +232,7 @@ def test_browser_renders_the_page(browser, path):
     assert run("return document.title").startswith("planet_jax")
 
     count = """return [...document.querySelectorAll(".chips > li")]
-                      .filter(e => e.offsetHeight > 0).map(e => e.dataset.labels.split(" "))"""
+                      .filter(e => e.offsetHeight > 0).map(e => e.dataset.labels.split("\\n"))"""
     assert len(run(count)) == 2 * 12
     options = run('return [...document.getElementById("class").options].map(o => o.value)')
     assert options[0] == ""

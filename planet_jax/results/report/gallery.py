@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from planet_jax.data.chip_files import ChipFinder
+from planet_jax.results.predict import tag_delimiter
 from planet_jax.results.report import html
 from planet_jax.runtime.errors import BadInput
 
@@ -54,8 +55,9 @@ def select_chips(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Return the first rows, and the first rows of every class, in the table's order."""
     keep = np.zeros(len(table), bool)
     keep[:FIRST_CHIPS] = True
+    delimiter = tag_delimiter(classes)
     tags = [
-        {*true.split(), *predicted.split()}
+        {*true.split(delimiter), *predicted.split(delimiter)}
         for true, predicted in zip(table["tags"], table["predicted"], strict=True)
     ]
     for label in classes:
@@ -68,14 +70,18 @@ def card(
     row: pd.Series, p: Float[np.ndarray, " classes"], classes: Sequence[str], finder: ChipFinder
 ) -> str:
     """Return the HTML of one chip: picture, loss, F2, and its true and predicted labels."""
-    true, predicted = row["tags"].split(), row["predicted"].split()
+    delimiter = tag_delimiter(classes)
+    true, predicted = (
+        [label for label in row[column].split(delimiter) if label]
+        for column in ("tags", "predicted")
+    )
     labels = []
     for label, probability in zip(classes, p, strict=True):
         if label in true or label in predicted:
             kind = "wrong" if label not in true else "hit" if label in predicted else "missed"
             sign = "✓" if kind == "hit" else kind
             labels.append(f'<li class="{kind}">{sign} {escape(label)} {probability:.2f}</li>')
-    either = " ".join(dict.fromkeys(true + predicted))
+    either = "\n".join(dict.fromkeys(true + predicted))  # script.js splits it
     return (
         f'<li data-labels="{escape(either)}">{_picture(finder, row["image_name"], true)}'
         f"<b>{escape(row['image_name'])}</b> loss {row['loss']:.3f}, F2 {row['fbeta']:.2f}"
@@ -91,4 +97,4 @@ def _picture(finder: ChipFinder, name: str, true: Sequence[str]) -> str:
     except (OSError, IndexError, BadInput):  # IndexError: there is no such file
         return html.note("This file cannot be read.")
     picture.thumbnail((SIDE, SIDE))
-    return html.image(picture, f"chip {name}: {' '.join(true) or 'no label'}")
+    return html.image(picture, f"chip {name}: {', '.join(true) or 'no label'}")

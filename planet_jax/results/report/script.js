@@ -7,7 +7,7 @@ function filter() {
     let shown = 0;
     [...gallery.children].forEach((chip, index) => {
       chip.hidden = choice.value
-        ? !chip.dataset.labels.split(" ").includes(choice.value)
+        ? !chip.dataset.labels.split("\n").includes(choice.value)
         : index >= FIRST_CHIPS;
       shown += !chip.hidden;
     });
