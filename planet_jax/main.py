@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 import warnings
-from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -68,12 +67,9 @@ def run(command: str) -> None:
     """Set up jax, join the other processes and call the command."""
     import jax  # imported late: a mistyped command must not wait for it
 
+    from planet_jax import backend
     from planet_jax.runtime import distributed
 
-    if cache := xla_cache():
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    if not os.environ.get("JAX_PLATFORMS") and not distributed.has_device(distributed.DEVICE_FILES):
-        jax.config.update("jax_platforms", "cpu")  # otherwise installed plugins print warnings
     flag = flags.FLAGS["config"]
     arguments = {
         "journey": {
@@ -87,8 +83,9 @@ def run(command: str) -> None:
         # in place of SIGABRT: cpython issue 116008).
         faulthandler.disable()
     try:
-        if command not in WITHOUT_DEVICES and not FLAG.value.hosts.coordinator:
-            distributed.require_devices()
+        backend.configure()
+        if command not in WITHOUT_DEVICES:
+            backend.require_devices(initialize=not FLAG.value.hosts.coordinator)
         from planet_jax import commands  # imports all libraries
 
         distributed.initialize(FLAG.value.hosts, saves_on_sigterm=command in ("train", "journey"))
@@ -125,27 +122,14 @@ def report(error: Exception) -> int:
     return 1 if isinstance(error, RunFailed) else 2
 
 
-def xla_cache() -> Path | None:
-    """Return the folder for compiled programs, or None if it cannot be written."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "planet_jax" / "xla"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        return None
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
-
-
 def format_warning(
     message: Warning | str, category: type, filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Format a warning as one line."""
     text = " ".join(str(message).split())
-    # JAX works without a damaged cache entry, but never repairs it.
-    hint = (
-        f"; if it repeats, remove {xla_cache()}" if "persistent compilation cache" in text else ""
-    )
-    return f"planet_jax: {text}{hint}\n"
+    if "persistent compilation cache" in text:  # JAX works without a damaged entry, but keeps it
+        text += "; if it repeats, remove ~/.cache/planet_jax"
+    return f"planet_jax: {text}\n"
 
 
 def is_output_closed() -> bool:

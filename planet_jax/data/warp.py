@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt16
 
-from planet_jax.runtime.compiled import compiled
+from planet_jax.compiled import compiled
 
 POSITION_BITS, SHARE_BITS, AREA_BITS = 24, 11, 6
 LEVELS = 1020  # steps of the lighting table: a quarter of a uint8 level

@@ -9,9 +9,7 @@ import functools
 import itertools
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from glob import glob
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -30,8 +28,6 @@ T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 HEARTBEAT_TIMEOUT = 30  # seconds until a silent process counts as lost
 NO_TIMEOUT = 10**9  # milliseconds; a lost process ends the wait
-TPU_FILES = ("/dev/accel*", "/dev/vfio/*")  # libtpu without a TPU tries for minutes
-DEVICE_FILES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", *TPU_FILES)  # CUDA (in WSL too), ROCm
 _calls = itertools.count()  # numbers the exchanges, which all processes make in the same order
 _sync_points = itertools.count(1)
 
@@ -40,7 +36,7 @@ def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
     """Join the processes of a run as `config.hosts` says; call it before any other use of jax.
 
     With `saves_on_sigterm`, `stop_requested` reports a SIGTERM of any process. Raises BadInput if
-    no cluster is found, its processes do not connect, or JAX_PLATFORMS names no device here.
+    no cluster is found, its processes do not connect, or JAX finds no device.
     """
     if not options.coordinator:
         return
@@ -55,38 +51,11 @@ def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
+        multihost_utils.sync_global_devices("planet_jax")  # gloo's wait to connect is limited
     except (ValueError, RuntimeError) as error:
         raise BadInput(f"config.hosts.coordinator = {options.coordinator!r}: {error}") from error
-    require_devices()
     if not is_main_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    multihost_utils.sync_global_devices("planet_jax")  # gloo's wait to connect is limited
-
-
-def require_devices() -> None:
-    """Initialize the backends that JAX_PLATFORMS names, if it is set.
-
-    Raises:
-      BadInput: there is no such backend, or no such device in this machine.
-    """
-    platforms = os.environ.get("JAX_PLATFORMS")
-    if not platforms:
-        return
-    advice = "unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu"
-    if platforms.split(",")[0] == "tpu" and not has_device(TPU_FILES):
-        raise BadInput(f"JAX_PLATFORMS={platforms}: no TPU in this machine; {advice}")
-    try:
-        jax.devices()
-    except Exception as error:  # plugins raise AssertionError and others
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadInput(f"JAX_PLATFORMS={platforms}: not available here ({reason}); {advice}") from (
-            error
-        )
-
-
-def has_device(patterns: Sequence[str]) -> bool:
-    """Return whether this machine has such a device file; True where unknown."""
-    return sys.platform != "linux" or any(map(glob, patterns))
 
 
 def process_count() -> int:
@@ -157,8 +126,8 @@ def require_same(values: Mapping[str, Any]) -> None:
     replies = gather(dict(values))
     if others := [i for i, reply in enumerate(replies) if reply != replies[0]]:
         names = [k for k in replies[0] if replies[0][k] != replies[others[0]].get(k)]
-        who = f"processes 0 and {first_few(map(str, others), 5)}"
-        raise BadInput(f"{who} differ in {first_few(names)}; start all processes with the same")
+        who, what = f"processes 0 and {first_few(map(str, others), 5)}", first_few(names)
+        raise BadInput(f"{who} differ in {what}; start all processes with the same")
 
 
 def gather(value: T) -> list[T]:

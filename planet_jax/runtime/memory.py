@@ -2,9 +2,6 @@
 
 import contextlib
 import ctypes
-from typing import Any
-
-M_ARENA_MAX = -8  # malloc.h
 
 
 def limit_arenas() -> None:
@@ -12,7 +9,7 @@ def limit_arenas() -> None:
 
     Huge pages can only be set from outside: GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
     """
-    _call("mallopt", M_ARENA_MAX, 2)
+    _call("mallopt", -8, 2)  # M_ARENA_MAX of malloc.h
 
 
 def trim() -> None:
@@ -20,6 +17,6 @@ def trim() -> None:
     _call("malloc_trim", 0)
 
 
-def _call(name: str, *arguments: Any) -> None:
+def _call(name: str, *arguments: int) -> None:
     with contextlib.suppress(AttributeError):  # another C library
         getattr(ctypes.CDLL(None), name)(*arguments)

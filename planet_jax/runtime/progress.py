@@ -22,8 +22,7 @@ def notify(line: str) -> None:
 @contextlib.contextmanager
 def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Yield `advance(n=1, note="")`, to be called after each n of `total` units."""
-    in_notebook = "ipykernel.kernelapp" in sys.modules  # imported by a running kernel alone
-    shows_bar = (sys.stderr.isatty() and is_main_process()) or in_notebook
+    shows_bar = "ipykernel.kernelapp" in sys.modules or (sys.stderr.isatty() and is_main_process())
     last = time.monotonic()
 
     def advance(n: int = 1, note: str = "") -> None:
@@ -31,10 +30,9 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
         done += n
         bar.set_postfix_str(note, refresh=False)
         bar.update(n)
-        now = time.monotonic()
-        if not shows_bar and (done >= total or now - last >= SECONDS_BETWEEN_LINES):
+        if not shows_bar and (done >= total or time.monotonic() - last >= SECONDS_BETWEEN_LINES):
             notify(f"{description}: {done}/{total} {unit}{'  ' + note if note else ''}")
-            last = now
+            last = time.monotonic()
 
     with tqdm(
         desc=description, total=total, initial=done, unit=f" {unit}", disable=not shows_bar

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Bool, Float
 
-from planet_jax.runtime.compiled import compiled
+from planet_jax.compiled import compiled
 from planet_jax.score.metrics import Probabilities, Targets, sigmoid
 
 BINS = 10

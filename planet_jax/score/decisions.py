@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from planet_jax.runtime.compiled import compiled
+from planet_jax.compiled import compiled
 from planet_jax.score.calibration import Calibration, fit_calibration
 from planet_jax.score.expected_fbeta import best_expected_fbeta
 from planet_jax.score.metrics import Predicted, Probabilities, Targets

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from planet_jax.runtime.compiled import compiled
+from planet_jax.compiled import compiled
 from planet_jax.score.metrics import Predicted, Probabilities
 from planet_jax.score.weather import Weather
 

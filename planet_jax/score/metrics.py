@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from planet_jax.runtime.compiled import compiled
+from planet_jax.compiled import compiled
 
 Probabilities = Float[np.ndarray, "n classes"]
 Targets = UInt8[np.ndarray, "n classes"]

@@ -84,7 +84,7 @@ def test_ready_build_is_used_where_nothing_can_be_written(tmp_path, monkeypatch)
 
     monkeypatch.setattr(dataset, "lock_folder", refuse)
     assert dataset.load(root, cache).digest == first.digest
-    with pytest.raises(BadInput, match="data.cache.*Permission denied.*can be written"):
+    with pytest.raises(BadInput, match=r"data\.cache.*Permission denied.*can be written"):
         dataset.load(root, tmp_path / "other")
 
 

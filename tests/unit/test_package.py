@@ -8,7 +8,7 @@ import numba
 import pytest
 
 import planet_jax
-from planet_jax.runtime.compiled import compiled
+from planet_jax.compiled import compiled
 from tests.support import ROOT
 
 

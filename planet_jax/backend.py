@@ -1,0 +1,68 @@
+"""Choose JAX's platform and its cache of compiled programs, before JAX is first used."""
+
+import os
+import sys
+from glob import glob
+from pathlib import Path
+
+import jax
+
+from planet_jax.runtime.errors import BadInput
+
+GPU_FILES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # CUDA, CUDA in WSL, ROCm
+TPU_FILES = ("/dev/accel*", "/dev/vfio/*")
+FILES = {"cuda": GPU_FILES, "gpu": GPU_FILES, "rocm": GPU_FILES, "tpu": TPU_FILES}
+
+
+def configure() -> None:
+    """Set the compilation cache, and the platform where no accelerator is present.
+
+    An installed plugin without its device prints tracebacks (CUDA) or tries for minutes (libtpu).
+    """
+    if cache := compilation_cache():
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if not os.environ.get("JAX_PLATFORMS") and not has_device(*GPU_FILES, *TPU_FILES):
+        jax.config.update("jax_platforms", "cpu")
+
+
+def require_devices(initialize: bool) -> None:
+    """Check the platforms that JAX_PLATFORMS names, if it is set.
+
+    Args:
+      initialize: initialize them too. Processes that are to be joined must not be initialized yet.
+
+    Raises:
+      BadInput: the first has no device in this machine, or one of them is not available here.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    first = platforms.split(",")[0]
+    if first in FILES and not has_device(*FILES[first]):
+        raise _refusal(f"no {first} device in this machine")
+    if not platforms or not initialize:
+        return
+    try:
+        jax.devices()
+    except Exception as error:  # plugins raise AssertionError and others
+        raise _refusal(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def has_device(*patterns: str) -> bool:
+    """Return whether this machine has such a device file; True where unknown."""
+    return sys.platform != "linux" or any(map(glob, patterns))
+
+
+def compilation_cache() -> Path | None:
+    """Return the folder for compiled programs, or None if it cannot be written."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "planet_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def _refusal(reason: str) -> BadInput:
+    return BadInput(
+        f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}: {reason}; unset it, or set JAX_PLATFORMS=cpu"
+    )
