@@ -73,7 +73,13 @@ def _train(config: ConfigDict, start: Start) -> None:
     if is_finished(start, config):
         print(f"{run}: this run is finished")
     else:
-        loop.train(make_stage(config, start.epoch_offset), run, start)
+        stage = make_stage(config, start.epoch_offset)
+        if start == Start():  # not again on a resume or in the next stage
+            for line in describe.doubts(
+                stage.data.labels, stage.train_rows, stage.valid_rows, config.data
+            ):
+                notify(line)
+        loop.train(stage, run, start)
     print(_draw_history(run))
 
 

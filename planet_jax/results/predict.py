@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 from numpy import ndarray
 
+from planet_jax.data.chip_files import IMAGE_ENDINGS, is_image
 from planet_jax.results import submission
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.progress import notify
 
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 TEST, ADDITIONAL = "test-jpg", "test-jpg-additional"
 SKIPPED = "skipped.csv"
 
@@ -52,7 +52,7 @@ def _images_in(folder: Path, subfolders: bool) -> dict[str, Path]:
     found = folder.rglob("*") if subfolders else folder.iterdir()
     visible = sorted(f for f in found if not f.name.startswith("."))  # macOS adds ._a.jpg to a.jpg
     files = [file for file in visible if not file.is_dir()]
-    images = [file for file in files if file.suffix.lower() in IMAGE_ENDINGS]
+    images = [file for file in files if is_image(file.name)]
     if others := [file.name for file in files if file not in set(images)]:
         notify(f"{folder}: {len(others)} files are not {_endings()}: {first_few(others)}")
     if not subfolders and (inner := [file.name for file in visible if file.is_dir()]):

@@ -12,6 +12,7 @@ from planet_jax.score.metrics import Probabilities, Targets, sigmoid
 BINS = 10
 MIN_PROBABILITY = 1e-12  # the logit of 0 or 1 is infinite
 MIN_FALL, MAX_STEPS = 1e-14, 50  # of Newton's method: the fall of the loss is half as large
+RIDGE = 1e-12  # the Hessian is singular if all logits of a class are equal
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,9 @@ def fit_calibration(probabilities: Probabilities, targets: Targets) -> Calibrati
 def _fit_class(z: Float[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "2"]:
     positives = true.sum()
     target = np.where(true, (positives + 1) / (positives + 2), 1 / (len(true) - positives + 2))
-
-    best = np.array([1.0, 0.0])
-    value, gradient, hessian = _loss(best, z, target)
-    for _ in range(MAX_STEPS):  # Newton's, each halved until the loss falls
-        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
-        if gradient @ step < MIN_FALL:
-            best = best - step
-            break
-        for halving in range(MAX_STEPS):
-            trial = best - step * 0.5**halving
-            at_trial = _loss(trial, z, target)
-            if at_trial[0] < value:
-                break
-        else:
-            break  # rounding: no step is better
-        best, (value, gradient, hessian) = trial, at_trial
+    slope, offset = _minimize(z, target)
     # The loss is convex: if the best slope is negative, the best slope of those allowed is 0.
-    return best if best[0] >= 0 else np.array([0.0, scipy.special.logit(target.mean())])
+    return np.array([slope, offset] if slope >= 0 else [0.0, scipy.special.logit(target.mean())])
 
 
 @compiled
@@ -83,6 +69,29 @@ def _loss(x: np.ndarray, z: np.ndarray, target: np.ndarray) -> tuple[float, np.n
         hessian[1, 1] += curvature
     hessian[1, 0] = hessian[0, 1]
     return loss / len(z), gradient / len(z), hessian / len(z)
+
+
+@compiled
+def _minimize(z: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the slope and offset of least `_loss`, by Newton's method from (1, 0)."""
+    best = np.array([1.0, 0.0])
+    value, gradient, hessian = _loss(best, z, target)
+    for _ in range(MAX_STEPS):
+        a, b, c = hessian[0, 0] + RIDGE, hessian[0, 1], hessian[1, 1] + RIDGE
+        step = np.array([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]])
+        step /= a * c - b * b
+        if gradient @ step < MIN_FALL:
+            return best - step
+        for _ in range(MAX_STEPS):  # halved until the loss falls
+            trial = best - step
+            new_value, new_gradient, new_hessian = _loss(trial, z, target)
+            if new_value < value:
+                break
+            step *= 0.5
+        else:
+            return best  # rounding: no step is better
+        best, value, gradient, hessian = trial, new_value, new_gradient, new_hessian
+    return best
 
 
 def reliability(

@@ -10,13 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from planet_jax.data import describe, loader
+from planet_jax.data import loader
 from planet_jax.data.dataset import Dataset
 from planet_jax.data.prepare import prepare
 from planet_jax.data.split import split_rows
 from planet_jax.model import classifier
 from planet_jax.runtime.errors import BadInput
-from planet_jax.runtime.progress import notify
 from planet_jax.train.optimizer import Schedule, group_rates, one_cycle
 from planet_jax.train.steps import TrainState, make_predict_step, make_train_step, to_devices
 
@@ -141,8 +140,6 @@ def make_stage(config: ConfigDict, epoch_offset: int = 0) -> Stage:
             f"config.data.{option}: selects none of the {n} chips of {options.root} for "
             "validation; raise it or give more chips"
         )
-    for line in describe.doubts(data.labels, train_rows, valid_rows, options):
-        notify(line)
     check_batch(options.batch_size)
     return Stage(config, data, train_rows, valid_rows, epoch_offset)
 

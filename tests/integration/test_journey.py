@@ -3,11 +3,14 @@
 import json
 
 import pandas as pd
+import pytest
 from PIL import Image
 
 from planet_jax import commands
+from planet_jax.config import get_config
 from planet_jax.config_file import load
-from tests.support import ROOT
+from planet_jax.runtime.errors import BadInput
+from tests.support import ROOT, write_chips
 
 STAGES = ("stage1", "stage2", "stage1_256", "stage2_256")
 
@@ -48,3 +51,38 @@ def test_journey(tmp_path, monkeypatch, capsys):
     (runs[1] / "history.png").unlink()  # as after a kill between the last step and the picture
     commands.journey(config, shrunk)
     assert (runs[1] / "history.png").exists()
+
+
+def test_a_journey_without_test_chips_ends_with_a_report(tmp_path, monkeypatch, capsys):
+    """Its stage lies beside its config, and the current folder is another."""
+    write_chips(tmp_path / "root")
+    (tmp_path / "configs").mkdir()
+    options = {
+        "workdir": str(tmp_path / "run"), "data.root": str(tmp_path / "root"),
+        "data.cache": str(tmp_path / "cache"), "data.size": 32, "data.batch_size": 4,
+        "model.name": "tiny", "model.weights": "random", "train.epochs": 1,
+        "lr_range.in_journey": False,
+    }  # fmt: skip
+    (tmp_path / "configs" / "stage.py").write_text(
+        "from planet_jax.config import get_config as base\n\n"
+        "def get_config():\n    config = base()\n"
+        f"    config.update_from_flattened_dict({options!r})\n    return config\n"
+    )
+    config = get_config()
+    config.stages = ("stage.py",)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    commands.journey(config, file=str(tmp_path / "configs" / "journey.py"))
+    output = capsys.readouterr().out
+    assert "nothing to predict: no images in" in output
+    assert "F2 of the best constant prediction" in output
+    assert output.splitlines()[-1].endswith("report.html: open it in a browser")
+    (tmp_path / "root" / "test-jpg").mkdir()
+    (tmp_path / "root" / "test-jpg" / "bad.jpg").write_bytes(b"no")
+    with pytest.raises(BadInput, match="none of 1 images can be read"):
+        commands.journey(config, file=str(tmp_path / "configs" / "journey.py"))
+    assert "report.html: open it" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(BadInput, match=r"predict\.folder = nowhere: no such"):
+        commands.journey(
+            config, {"predict.folder": "nowhere"}, file=str(tmp_path / "configs" / "journey.py")
+        )
