@@ -37,13 +37,13 @@ def require_devices(initialize: bool) -> None:
     platforms = os.environ.get("JAX_PLATFORMS", "")
     first = platforms.split(",")[0]
     if first in FILES and not has_device(*FILES[first]):
-        raise _refusal(f"no {first} device in this machine")
+        raise refusal(f"no {first} device in this machine")
     if not platforms or not initialize:
         return
     try:
         jax.devices()
     except Exception as error:  # plugins raise AssertionError and others
-        raise _refusal(" ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise refusal(str(error) or type(error).__name__) from error
 
 
 def has_device(*patterns: str) -> bool:
@@ -62,7 +62,7 @@ def compilation_cache() -> Path | None:
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
-def _refusal(reason: str) -> BadInput:
-    return BadInput(
-        f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}: {reason}; unset it, or set JAX_PLATFORMS=cpu"
-    )
+def refusal(reason: str) -> BadInput:
+    """Return the error of a platform that is not available here."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return BadInput(f"JAX_PLATFORMS={platforms}: {reason[:200]}; unset it, or set it to cpu")

@@ -20,7 +20,7 @@ from planet_jax.config_file import load
 from planet_jax.data import describe, loader
 from planet_jax.data import prepare as data_source
 from planet_jax.data.dataset import Dataset
-from planet_jax.data.split import count, split_rows
+from planet_jax.data.split import count, group_numbers, split_rows
 from planet_jax.model.summary import layer_table
 from planet_jax.preflight import targets
 from planet_jax.preflight.examine import examine
@@ -56,7 +56,8 @@ def prepare(config: ConfigDict) -> Dataset:
     classes = len(data.labels.classes)
     print(f"{config.data.root}: {n} chips of {height}x{width}, {classes} labels, ready")
     rows = split_rows(data.labels, config.data)
-    print("\n".join(describe.lines(data.labels, *rows)))
+    groups = group_numbers(data.labels, config.data)
+    print("\n".join(describe.lines(data.labels, *rows, groups)))
     for line in describe.doubts(data.labels, *rows, config.data):
         notify(line)
     return data

@@ -97,6 +97,8 @@ def run(command: str) -> None:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and is_output_closed():  # by `| head`
             os._exit(128 + signal.SIGPIPE)  # as a shell reports it of other programs
+        if "Unable to initialize backend" in str(error):  # JAX's, in one of several processes
+            error = backend.refusal(str(error))
         if distributed.process_count() == 1:
             sys.exit(report(error))
         if isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error):

@@ -98,13 +98,14 @@ def _chip_files(root: Path, labels: Labels, data: ConfigDict) -> list[Path]:
             f"{first_few(map(' and '.join, several))}; move all but one away"
         )
     missing = [
-        files[0].name if files else _expected_file(name, finder)
+        f"{files[0].name} (a link to nothing)" if files else _expected_file(name, finder)
         for name, files in zip(labels.names, found, strict=True)
-        if not (files and files[0].is_file())  # False for a link to nothing
+        if not (files and files[0].is_file())
     ]
     if missing:
         raise BadInput(
-            f"{folder}: {len(missing)} rows of {source} have no chip there: {first_few(missing)}"
+            f"{folder}: {len(missing)} rows of {source} have no chip there: {first_few(missing)}; "
+            "restore them or remove their rows"
         )
     files = [file for (file,) in found]
     if repeated := [file.name for file, n in Counter(files).items() if n > 1]:

@@ -23,7 +23,8 @@ def decode_chip(encoded: bytes, size: tuple[int, int] | None = None) -> UInt8[np
     16-bit pixels and floats from 0 to 1 are scaled to 8 bits.
 
     Raises:
-      ValueError: the bytes are not an image, or a damaged one, or one of an absurd size.
+      ValueError: the bytes are not an image, or the image is damaged, absurdly large, or of a depth
+        that `_to_8_bits` refuses.
     """
     with _damage_as_value_error():
         image = _to_8_bits(Image.open(io.BytesIO(encoded))).convert("RGB")

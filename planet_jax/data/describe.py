@@ -15,8 +15,11 @@ JOINTS = (" ", ",", ";", "|", "/", "+", "&", "-", "_")
 Rows = Int[np.ndarray, " rows"]
 
 
-def lines(labels: Labels, train: Rows, valid: Rows) -> list[str]:
-    """Return the numbers of rows, of labels per chip, of chips per label and of the split."""
+def lines(labels: Labels, train: Rows, valid: Rows, groups: Rows | None = None) -> list[str]:
+    """Return the numbers of rows, of labels per chip, of chips per label and of the split.
+
+    `groups` is the number of each chip's group, if there are groups.
+    """
     per_chip, counts = labels.targets.sum(1, dtype=int), labels.targets.sum(0, dtype=int)
     order = np.argsort(-counts, kind="stable")
     # textwrap must not divide a label from its count: \0 is not a space.
@@ -25,13 +28,16 @@ def lines(labels: Labels, train: Rows, valid: Rows) -> list[str]:
         f"chips per label: {shares}", 100, subsequent_indent="  ", break_on_hyphens=False,
         break_long_words=False,
     )  # fmt: skip
-    groups = f", {len(set(labels.groups)):,} groups" if labels.groups else ""
+    of_groups = [
+        "" if groups is None else f" of {len(np.unique(groups[rows])):,} groups"
+        for rows in (train, valid)
+    ]
     return [
-        f"rows: {len(labels.names):,}{groups}",
+        f"rows: {len(labels.names):,}",
         f"labels per chip: {per_chip.min()} to {per_chip.max()}, mean {per_chip.mean():.2f}; "
         f"{(per_chip == 0).sum():,} chips have none",
         wrapped.replace("\0", " "),
-        f"split: {len(train):,} chips train, {len(valid):,} validate",
+        f"split: {len(train):,} chips{of_groups[0]} train, {len(valid):,}{of_groups[1]} validate",
     ]
 
 
@@ -55,7 +61,7 @@ def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[s
     trained, validated = (labels.targets[rows].any(0) for rows in (train, valid))
     if never := [labels.classes[i] for i in np.flatnonzero(validated & ~trained)]:
         found.append(
-            f"{len(never)} labels validate and never train: {first_few(never)}; "
+            f"labels that validate and never train: {first_few(never)}; "
             "another data.split_seed, or data.folds, may divide them better"
         )
     return [f"warning: {line}" for line in found]

@@ -55,7 +55,7 @@ def _labels_in(root: Path, folder: Path, apart: set[Path]) -> dict[str, str]:
             else:
                 ignored += not file.startswith(".")
     if ignored:
-        notify(f"{root / folder}: {ignored} files are not images in a label's folder; ignored")
+        notify(f"{root / folder}: {ignored} files or folders are not a label's images; ignored")
     return labels
 
 

@@ -158,6 +158,9 @@ def read_names(file: Path, option: str, name_column: str = "image_name") -> list
                     )  # fmt: skip
                     return [name.strip() for name in table.iloc[:, 0] if name.strip()]
     except (OSError, ValueError, csv.Error) as error:  # pandas' own errors are ValueErrors
-        raise BadInput(f"config.data.{option} = {file}: cannot be read ({error})") from None
+        raise BadInput(
+            f"config.data.{option} = {file}: cannot be read ({error}); a relative path starts in "
+            f"the current folder, {Path.cwd()}"
+        ) from None
     lines = (line.strip() for line in text.splitlines())
     return [re.sub(r'^"(.*)"$', r"\1", line).strip() for line in lines if line]

@@ -48,7 +48,7 @@ def count(data: ConfigDict) -> tuple[int, int]:
 
 
 def _divide(labels: Labels, data: ConfigDict) -> tuple[Rows, Rows]:
-    n, groups = len(labels.names), _group_numbers(labels, data)
+    n, groups = len(labels.names), group_numbers(labels, data)
     rows = np.arange(n)
     if data.valid_file:
         named = named_rows(labels, "valid_file", Path(data.valid_file), data.name_column)
@@ -85,7 +85,7 @@ def _draw_groups(groups: Rows, valid_fraction: float, seed: int) -> Rows:
     return np.array(drawn or [sizes.argmin()])
 
 
-def _group_numbers(labels: Labels, data: ConfigDict) -> Rows | None:
+def group_numbers(labels: Labels, data: ConfigDict) -> Rows | None:
     """Return the number of each chip's group, from 0; None if there are no groups.
 
     Raises:

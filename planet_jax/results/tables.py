@@ -36,7 +36,7 @@ def history_table(run: Path) -> str:
 
 
 def journey_table(runs: Sequence[Path]) -> str:
-    """Format the table of a chain of runs, and the best constant prediction for comparison."""
+    """Format the table of a chain of runs, the last stage's F2 and the best constant prediction's."""
     text = journey(runs).to_string(index=False, float_format=six_digits)
     scores = json.loads((runs[-1] / "metrics.json").read_text())
     return (

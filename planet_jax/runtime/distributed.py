@@ -36,7 +36,7 @@ def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
     """Join the processes of a run as `config.hosts` says; call it before any other use of jax.
 
     With `saves_on_sigterm`, `stop_requested` reports a SIGTERM of any process. Raises BadInput if
-    no cluster is found, its processes do not connect, or JAX finds no device.
+    no cluster is found or its processes do not connect.
     """
     if not options.coordinator:
         return
@@ -51,11 +51,11 @@ def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
-        multihost_utils.sync_global_devices("planet_jax")  # gloo's wait to connect is limited
     except (ValueError, RuntimeError) as error:
         raise BadInput(f"config.hosts.coordinator = {options.coordinator!r}: {error}") from error
     if not is_main_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    multihost_utils.sync_global_devices("planet_jax")  # gloo's wait to connect is limited
 
 
 def process_count() -> int:

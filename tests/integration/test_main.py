@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -67,10 +69,31 @@ def test_a_home_that_cannot_be_written_is_not_needed(environment):
     assert "Total parameters" in ended.stdout
 
 
-def test_the_hub_behind_a_proxy_of_another_kind_is_one_line(tmp_path):
+@pytest.fixture
+def refusing_proxy():
+    """The URL of a proxy that asks for a password."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            self.send_response(407)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "refusing"])
+def test_the_hub_behind_a_proxy_is_one_line(refusing_proxy, proxy, tmp_path):
+    proxy = refusing_proxy if proxy == "refusing" else proxy
     ended = start(
         "train", f"--config={ROOT}/configs/stage1.py", "--config.data.source=folder",
-        cwd=tmp_path, ALL_PROXY="socks5://127.0.0.1:9", HTTPS_PROXY="socks5://127.0.0.1:9",
+        cwd=tmp_path, ALL_PROXY=proxy, HTTPS_PROXY=proxy,
         HF_HOME=str(tmp_path / "hub"), HF_HUB_OFFLINE="0",
     )  # fmt: skip
     assert_refusal(ended.returncode, ended.stdout, ended.stderr, "cannot be fetched from its hub")

@@ -1,6 +1,7 @@
 """Several processes on this machine, as several hosts would be; each has a folder of its own."""
 
 import re
+import shutil
 import signal
 import socket
 import time
@@ -94,6 +95,14 @@ def test_two_processes_train_as_one_with_two_devices(start_hosts, tmp_path):
     assert statuses(start_hosts(2, "evaluate", checkpoint="latest")) == [0, 0]
     scores = pd.read_json(run / "metrics.json", typ="series")
     assert scores["valid_loss"] == pytest.approx(tables(run)[1]["valid_loss"].iloc[-1])
+    images = shutil.copytree(tmp_path / "root" / "train-jpg", tmp_path / "images")
+    names = sorted(path.stem for path in images.iterdir())
+    cut = [names[0], names[1], names[-1]]  # of both processes' shares
+    for name in cut:
+        (images / f"{name}.jpg").write_bytes(b"no image")
+    assert statuses(start_hosts(2, "predict", **{"predict.folder": str(images)})) == [0, 0]
+    assert pd.read_csv(run / "skipped.csv")["image_name"].tolist() == cut
+    assert len(pd.read_csv(run / "predictions.csv")) == len(names) - 3
 
 
 @pytest.mark.slow

@@ -188,7 +188,7 @@ WRONG = {
     "Python lists": (["['a',", "'b']", "b"], {}, "hold commas, bars"),
     "joined": (["a_b", "a_c", "b_c", "a_b_c"], {}, "labels look joined by '_'"),
     "seen once": (["a", "b", "c", "a"], {}, "2 of 3 labels are seen once"),
-    "never trains": (["a", "a", "b", "b"], {}, "1 labels validate and never train: b"),
+    "never trains": (["a", "a", "b", "b"], {}, "labels that validate and never train: b"),
 }
 
 
