@@ -1,10 +1,10 @@
-"""Compare the cost of our step and a plain Flax step on a TPU and a GPU, by their compilers.
+"""Compare the costs of our step and a plain Flax step, as TPU and GPU compilers report them.
 
     python benchmarks/accelerator.py [--target v5e:2x2] [--target h100:4] [--chips 128] [--size 128]
 
-By default 128 chips of 128 px a device, in bfloat16. Every run on any machine gives the same
-numbers, after minutes of compilation for each step. "Ours, global" has BatchNorm over all devices,
-the others per device. Needs the `preflight` extra.
+The default is 128 chips of 128 px per device, in bfloat16. The numbers are the same in every run
+and on every machine. Each step takes minutes to compile. "Ours, global" has BatchNorm over all
+devices; the other steps have it per device. Needs the `preflight` extra.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/decisions.py [--out runs/twin] [--seed 0]
 
-Trains the twin's two stages of that seed if they do not exist (see twin.py), scores the last on its
-210 validation chips, and prints a Markdown table: F2 and its gain over one threshold without
-augmentation, each with a 95% bootstrap interval. Fitted values are fitted to other chips.
+Trains the twin's two stages for that seed if they do not exist (see twin.py). Scores the second
+stage on its 210 validation chips and prints a Markdown table. The table has F2 and its gain over
+one threshold without augmentation, each with a 95% bootstrap interval. Fitted values are fitted to
+other chips than those they score.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Measure the loader in chips a second, next to one thread of Pillow and OpenCV's bare warp.
+"""Measure the loader's chips per second; compare one Pillow thread and OpenCV's bare warp.
 
     python benchmarks/loader.py [--root ../shared/data/ucmerced] [--cache data/cache]
 
 Each figure is the best of three. Pillow's speed is the unit ("yardstick"), because only ratios are
 comparable between machines. fastai v1's loader reaches 0.71 yardsticks with 2 workers on 2 cores
-(728 chips/s to Pillow's 1,029), so ten times fastai is 7.1 yardsticks. The bare warp is rotation
-and zoom of decoded pixels, without lighting, batches or labels; it needs OpenCV.
+(728 chips/s, and Pillow 1,029), so ten times fastai is 7.1 yardsticks. The bare warp rotates and
+zooms decoded pixels, without lighting, batches or labels; it needs OpenCV.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCH = 64
 
 
 def best(work: Callable[[], int], times: int = 3) -> float:
-    """Return the chips a second of `work`, which returns its number of chips."""
+    """Return the best chips per second of `work`, which returns its number of chips."""
     speeds = []
     for _ in range(times):
         began = time.perf_counter()
@@ -71,7 +71,7 @@ def warp(chips: np.ndarray, drawn: np.ndarray, size: int, threads: int) -> int:
 
 
 def waiting(data: dataset.Dataset, size: int, threads: int) -> float:
-    """Return the share of time that a step of one linear layer waits for its batch."""
+    """Return the share of time in which a training loop of one linear layer waits for batches."""
     step = jax.jit(lambda w, x: w + 1e-9 * (x.reshape(len(x), -1) @ w).mean())
     weights, waited = np.zeros((3 * size**2, 17), np.float32), 0.0
     rows = np.arange(len(data.labels.names))

@@ -1,7 +1,8 @@
 """The baseline of the benchmarks: a training step from Flax's own layers.
 
-ResNet50 with `nn.Conv` and `nn.BatchNorm` (in the given precision, with float32 statistics of each
-device), the same head, Adam on the trainable parameters, one pmean of all gradients.
+The model is ResNet50 with `nn.Conv` and `nn.BatchNorm` in the given precision, and the same head.
+BatchNorm has float32 statistics per device. The step uses one pmean of all gradients, and Adam on
+the trainable parameters.
 """
 
 from collections.abc import Callable, Sequence

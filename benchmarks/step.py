@@ -1,11 +1,11 @@
-"""Measure images a second of a training step here: ours, plain Flax, PyTorch if installed.
+"""Measure a training step in images per second: ours, plain Flax, and PyTorch if installed.
 
     python benchmarks/step.py [--batch 16] [--size 128] [--rounds 5]
 
-The steps alternate in one process; each one's best time counts. Ratios compare across machines,
-speeds do not. PyTorch runs eagerly, with torchvision's ResNet50 (its last layer replaced), in its
-default layout and in channels-last. All share the program's memory settings
-(`planet_jax.runtime.memory`).
+The steps alternate in one process; the best time of each counts. Ratios are comparable between
+machines; speeds are not. PyTorch runs eagerly, in its default layout and in channels-last. Its
+model is torchvision's ResNet50 with the last layer replaced. All steps share the program's memory
+settings (`planet_jax.runtime.memory`).
 """
 
 import argparse

@@ -4,10 +4,10 @@
     python -m planet_jax.main journey --config configs/demo.py
 
 Each stage is the notebook's own config at half the size, from random weights, with fewer chips,
-epochs and points of the learning-rate range test. `--config demo:stage1` is one of them.
+epochs and points of the learning-rate range test. `--config demo:stage1` is one stage.
 
-Expected: F2 0.79 to 0.80, by the CPU, on 56 validation chips; the best constant prediction has
-0.69. It takes four minutes on two cores of an Intel Xeon.
+Expected: F2 0.79 to 0.80 on 56 validation chips, depending on the CPU. The best constant
+prediction scores 0.69. The demo takes four minutes on two cores of an Intel Xeon.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python -m planet_jax.main --config configs/stage1.py
 
-Expected: valid loss 0.105, F2 0.926 (fastai v1, five minutes an epoch on one GPU of 2019).
+Expected: valid loss 0.105, F2 0.926 (fastai v1, five minutes per epoch on one GPU of 2019).
 This program has not been trained on the competition's chips. The README lists what was measured.
 """
 

@@ -1,4 +1,4 @@
-"""Multi-label classification of satellite chips in pure JAX: the planet notebook and past it.
+"""Multi-label classification of satellite chips in pure JAX: the planet notebook and more.
 
 Example:
     from planet_jax import commands, get_config
@@ -18,6 +18,6 @@ __all__ = ["__version__", "commands", "get_config"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "commands":  # imported when it is used: it imports jax and all other libraries
+    if name == "commands":  # imported on first use: it imports jax and all other libraries
         return importlib.import_module("planet_jax.commands")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,9 +15,9 @@ FILES = {"cuda": GPU_FILES, "gpu": GPU_FILES, "rocm": GPU_FILES, "tpu": TPU_FILE
 
 
 def configure() -> None:
-    """Set the compilation cache, and the platform where no accelerator is present.
+    """Set the compilation cache; set the CPU as platform if no accelerator is present.
 
-    An installed plugin without its device prints tracebacks (CUDA) or tries for minutes (libtpu).
+    A plugin without its device prints tracebacks (CUDA) or retries for minutes (libtpu).
     """
     if cache := compilation_cache():
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -29,10 +29,10 @@ def require_devices(initialize: bool) -> None:
     """Check the platforms that JAX_PLATFORMS names, if it is set.
 
     Args:
-      initialize: initialize them too. Processes that are to be joined must not be initialized yet.
+      initialize: also initialize the platforms; False before the processes of a run are joined.
 
     Raises:
-      BadInput: the first has no device in this machine, or one of them is not available here.
+      BadInput: the first platform has no device in this machine, or a platform is not available.
     """
     platforms = os.environ.get("JAX_PLATFORMS", "")
     first = platforms.split(",")[0]
@@ -47,7 +47,7 @@ def require_devices(initialize: bool) -> None:
 
 
 def has_device(*patterns: str) -> bool:
-    """Return whether this machine has such a device file; True where unknown."""
+    """Return whether a device file matches a pattern; return True on systems other than Linux."""
     return sys.platform != "linux" or any(map(glob, patterns))
 
 

@@ -1,6 +1,6 @@
-"""The commands, one function each: it takes a checked config and prints its results.
+"""The commands. Each is a function that takes a checked config and prints its results.
 
-In a run of several processes all of them compute, and the main process writes and prints.
+In a run of several processes all processes compute, and only the main process writes and prints.
 """
 
 import json
@@ -49,7 +49,7 @@ JOURNEY_RESULTS = ("metrics.json", "predictions.csv", "submission.csv")
 def prepare(config: ConfigDict) -> Dataset:
     """Draw or download missing chips, build the data set in data.cache and return it.
 
-    Prints what was understood of the labels and the split, and what looks wrong in them.
+    Prints counts of the labels and of the split, and what looks wrong in them.
     """
     data = data_source.prepare(config.data, config.sample)
     n, height, width, _ = data.chips.shape
@@ -64,7 +64,7 @@ def prepare(config: ConfigDict) -> Dataset:
 
 
 def train(config: ConfigDict) -> None:
-    """Train or resume the stage in config.workdir; if it is finished, print only that."""
+    """Train or resume the stage in config.workdir; a finished stage is not trained again."""
     with exclusive(Path(config.workdir)):
         _train(config, find_start(config))
 
@@ -75,7 +75,7 @@ def _train(config: ConfigDict, start: Start) -> None:
         print(f"{run}: this run is finished")
     else:
         stage = make_stage(config, start.epoch_offset)
-        if start == Start():  # not again on a resume or in the next stage
+        if start == Start():  # not repeated on a resume or in a later stage
             for line in describe.doubts(
                 stage.data.labels, stage.train_rows, stage.valid_rows, config.data
             ):
@@ -103,7 +103,7 @@ def summary(config: ConfigDict) -> None:
 
 
 def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
-    """Compile the stage's steps for a TPU or GPU that is not here, and print their costs.
+    """Compile the stage's steps for a TPU or GPU that is not attached, and print their costs.
 
     Raises:
       BadInput: the stage does not fit, the target is unknown, or its compiler is not installed.
@@ -175,7 +175,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     models = inference.load_models(config, checkpoints)
     fitted_to = inference.probability_source(config, models)
     rows, stored = stage.valid_rows, None
-    if config.score.split == "train":  # decide by what was fitted to the validation chips
+    if config.score.split == "train":  # decide by a fit to the validation chips
         rows = stage.train_rows
         stored = fitted_decisions.load_decision(config, stage.classes, fitted_to)
     source = partial(loader.score_batches, stage.data, rows)
@@ -196,7 +196,7 @@ def predict(config: ConfigDict) -> pd.DataFrame:
     skipped.csv. Returns the table of predictions.csv.
 
     Raises:
-      BadInput: no image can be read; with predict.strict or predict.submission, one cannot.
+      BadInput: no image is readable, or predict.strict or predict.submission needs one that is not.
     """
     run = Path(config.workdir)
     check_writable(run)
@@ -212,7 +212,7 @@ def predict(config: ConfigDict) -> pd.DataFrame:
     decision = fitted_decisions.load_decision(
         config, classes, inference.probability_source(config, models)
     )
-    own: dict[int, str] = {}  # of this process's share of the images
+    own: dict[int, str] = {}  # reasons, for this process's share of the images
     source = partial(loader.folder_batches, files, None if config.predict.strict else own)
     logits = inference.ensemble_logits(models, source, len(files), "predicting")
     skipped = dict(item for part in distributed.gather([*own.items()]) for item in part)
@@ -236,7 +236,7 @@ def predict(config: ConfigDict) -> pd.DataFrame:
 
 
 def report(config: ConfigDict) -> None:
-    """Write report.html, one page of what the run folder holds; nothing is computed again."""
+    """Write report.html, one page that shows the run folder; nothing is computed again."""
     run = Path(config.workdir)
     check_writable(run)
     for line in on_main(page.write)(run, Path(config.data.root)):
@@ -262,8 +262,8 @@ def journey(
     """Train config.stages in order; evaluate, predict and report the last.
 
     A stage that is finished is not trained again. `overrides` are options of the command line, for
-    example {"train.epochs": 1}, set in every stage. A fresh head is for the first stage alone.
-    `file` is the config's own: stages are also found beside it.
+    example {"train.epochs": 1}, set in every stage; model.head only applies to the first stage.
+    `file` is the file of `config`; stages are also searched beside it.
     """
     stages = [load(stage, named_by=file) for stage in config.stages]
     if not stages:
@@ -281,7 +281,7 @@ def journey(
         validate(stage)
         distributed.require_same(shared_by_processes(stage))
     if stages[-1].predict.folder:
-        predictions.image_files(stages[-1])  # refused before any training
+        predictions.image_files(stages[-1])  # raises BadInput before any training
     for stage in stages:
         _journey_stage(stage, is_last=stage is stages[-1])
     last, runs = stages[-1], [Path(stage.workdir) for stage in stages]
@@ -301,7 +301,7 @@ def journey(
 
 
 def _journey_stage(config: ConfigDict, is_last: bool) -> None:
-    """Draw, test and train one stage; evaluate it if it is the last."""
+    """Draw a batch of one stage, run its LR-range test and train it; evaluate the last stage."""
     run = Path(config.workdir)
     print(f"\n== {run}", flush=True)
     with exclusive(run):
@@ -320,7 +320,7 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
 
 
 def _journey_predict(config: ConfigDict) -> None:
-    """Predict with the last stage; print a line where there is nothing to predict."""
+    """Predict with the last stage; print a line if there is nothing to predict."""
     results = JOURNEY_RESULTS[1:] if config.predict.submission else JOURNEY_RESULTS[1:2]
     if _all_exist([Path(config.workdir) / name for name in results]):
         return
@@ -337,6 +337,6 @@ def _all_exist(paths: Sequence[Path]) -> bool:
 
 
 def _stop_if_requested() -> None:
-    """Raise Stopped if SIGTERM reached a run of several processes; it ends a single one at once."""
+    """Raise Stopped after a SIGTERM to one of several processes; a single process ends at once."""
     if distributed.stop_requested():
         raise Stopped

@@ -9,9 +9,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """Compile a function without the GIL; keep its code on the disk if a folder can be written.
+    """Compile a function that runs without the GIL; cache its code on the disk if possible.
 
-    numba writes beside the module, else below the home; it raises RuntimeError if neither can be.
+    numba writes the cache beside the module, else below the home folder. If neither can be written,
+    numba raises RuntimeError.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # x / 0 as in numpy
     try:

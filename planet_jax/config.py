@@ -1,4 +1,4 @@
-"""List every option once: default, what is allowed, unit, meaning and what may change on a resume.
+"""List every option: default, allowed values, unit, meaning, and whether a resume may change it.
 
 `get_config()` returns the defaults as a ConfigDict. Every file in `configs/` starts from it.
 """
@@ -86,7 +86,7 @@ OPTIONS: dict[str, Option] = {
         " ", "between the labels in a column of text; '': each text is one label",
         on_resume="free"),
 
-    # ---- Which chips validate: instead of data.valid_fraction at random ----
+    # ---- Choice of the validation chips, instead of a random data.valid_fraction ----
     "data.valid_file": Option(
         "", "file of the names of the chips that validate, as data.subset", path=True),
     "data.valid_column": Option(
@@ -302,7 +302,7 @@ def as_json(value: Any) -> Any:
 
 
 def unknown_option(name: str) -> str:
-    """Return the message for a name that is not an option: its new name, or the nearest one."""
+    """Return the message for a name that is not an option, with its new name or the nearest one."""
     if name in RENAMED:
         return f"config.{name} is now config.{RENAMED[name]}"
     return f"config.{name} is not an option; {did_you_mean(name, OPTIONS)}"
@@ -320,7 +320,7 @@ def check(name: str, value: Any) -> None:
 
 
 def validate(config: ConfigDict) -> None:
-    """Check every option, and the options that depend on each other; `expand_paths`.
+    """Expand the paths, then check every option and the options that depend on each other.
 
     Raises:
       BadInput: an option is unknown, missing, of another type, out of bounds or in conflict.

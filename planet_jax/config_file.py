@@ -15,7 +15,7 @@ from planet_jax.config import OPTIONS, RENAMED, unknown_option, validate
 from planet_jax.runtime.errors import BadInput, did_you_mean
 
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-SHIPPED = next(folder for folder in _FOLDERS if folder.is_dir())  # in a wheel, in a checkout
+SHIPPED = next(folder for folder in _FOLDERS if folder.is_dir())  # of a wheel, or of a checkout
 
 
 class TupleParser(tuple_parser.TupleParser):
@@ -64,8 +64,8 @@ def load(file: str, named_by: str = "") -> ConfigDict:
     """Load a config file by path or by name; `FILE:ARGUMENT` calls its get_config(ARGUMENT).
 
     Args:
-      named_by: the config file that names `file`. A relative path that is not in the current folder
-        is looked for in that file's folder, then in the folder above it.
+      named_by: the config file that names `file`. A relative path is searched in the current
+        folder, then in that file's folder, then in the folder above that.
 
     Raises:
       BadInput: the file does not exist, it fails, or an option in it is wrong.
@@ -96,7 +96,7 @@ def file_error(file: str, error: Exception) -> BadInput:
 
 
 def _config_path(file: str, named_by: str = "") -> tuple[str, str]:
-    """Split `PATH` or `NAME`, each perhaps with `:ARGUMENT`; raise BadInput if no file is found."""
+    """Split `PATH[:ARGUMENT]` or `NAME[:ARGUMENT]`; raise BadInput if no file is found."""
     name, _, argument = file.partition(":")
     path = Path(name)
     if not path.suffix and path.name == name:

@@ -79,8 +79,8 @@ def run(command: str) -> None:
         "preflight": {"target": TARGET.value, "as_json": JSON.value},
     }
     if FLAG.value.hosts.coordinator:
-        # absl enables it. At JAX's abort it reads other threads' frames, and can crash (SIGSEGV
-        # in place of SIGABRT: cpython issue 116008).
+        # absl enables faulthandler, which reads other threads' frames when JAX aborts and can crash
+        # (SIGSEGV instead of SIGABRT: cpython issue 116008).
         faulthandler.disable()
     try:
         backend.configure()
@@ -92,11 +92,11 @@ def run(command: str) -> None:
         shared = config.shared_by_processes(FLAG.value)
         distributed.require_same({"the command": command, **shared})
         getattr(commands, command)(FLAG.value, **arguments.get(command, {}))
-        distributed.require_same({})  # all end together
+        distributed.require_same({})  # all processes end together
         print(end="", flush=True)  # a closed pipe raises here, not when Python ends
     except Exception as error:
         if isinstance(error, BrokenPipeError) and is_output_closed():  # by `| head`
-            os._exit(128 + signal.SIGPIPE)  # as a shell reports it of other programs
+            os._exit(128 + signal.SIGPIPE)  # the status that a shell reports for SIGPIPE
         if "Unable to initialize backend" in str(error):  # JAX's, in one of several processes
             error = backend.refusal(str(error))
         if distributed.process_count() == 1:
@@ -104,7 +104,7 @@ def run(command: str) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError) and not resource_error(error):
             cause = str(error)[:200]
             report(RunFailed(f"a collective failed: was another process lost? ({cause})"))
-            # If one was lost, JAX ends this process meanwhile, and logs which one.
+            # If a process was lost, JAX logs its name and ends this process during the sleep.
             time.sleep(2 * distributed.HEARTBEAT_TIMEOUT)
         status = report(error)
         with contextlib.suppress(Exception):  # processes with the same error end together
@@ -129,7 +129,7 @@ def format_warning(
 ) -> str:
     """Format a warning as one line."""
     text = " ".join(str(message).split())
-    if "persistent compilation cache" in text:  # JAX works without a damaged entry, but keeps it
+    if "persistent compilation cache" in text:  # JAX ignores a damaged entry, but keeps it
         text += "; if it repeats, remove ~/.cache/planet_jax"
     return f"planet_jax: {text}\n"
 
@@ -143,9 +143,9 @@ def is_output_closed() -> bool:
 
 
 def open_streams() -> None:
-    """Open closed standard streams, so that no other file gets their numbers; escape characters.
+    """Open closed standard streams, so that no other file gets their numbers.
 
-    A terminal without Unicode shows a label beyond ASCII as \\u escapes.
+    Set stdout to write \\u escapes for characters that the terminal cannot show.
     """
     for number in range(3):
         try:

@@ -14,12 +14,12 @@ class Option:
     Attributes:
       default: the value in `get_config()`. Its type is the option's type.
       help: the meaning, and the reason where it is not obvious.
-      unit: of a number.
+      unit: the unit of a number.
       low, high: inclusive bounds of a number, or of every number in a tuple.
       above, below: exclusive bounds.
       choices: the strings that are allowed; () allows all.
       required: the string must not be blank.
-      item_type, lengths: of a tuple; () allows every length.
+      item_type, lengths: the type of a tuple's items, and its allowed lengths; () allows all.
       on_resume: "free" options change no trained number, so a resumed run may change them.
       per_process: each process of a run may have its own value.
       path: the string, or each string of the tuple, is a path; `~` and `$NAME` are expanded.
@@ -71,7 +71,7 @@ class Option:
 
     @property
     def rule(self) -> str:
-        """What is allowed, in words: "a whole number, at least 32 and at most 1,024 pixels"."""
+        """The allowed values in words: "a whole number, at least 32 and at most 1,024 pixels"."""
         if not isinstance(self.default, tuple):
             return self._item_rule(type(self.default))
         lengths = f" of {' or '.join(map(str, self.lengths))} items" if self.lengths else ""

@@ -27,26 +27,26 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "xla
 
 @pytest.fixture(scope="session")
 def reference():
-    """What fastai v1 did (numbers)."""
+    """Return the numbers measured in fastai v1."""
     return json.loads((SHARED / "reference" / "fastai_v1.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def arrays():
-    """What fastai v1 did (arrays)."""
+    """Return the arrays measured in fastai v1."""
     with np.load(SHARED / "reference" / "fastai_v1.npz") as file:
         return dict(file)
 
 
 @pytest.fixture(scope="session")
 def resnet50_shapes():
-    """The shapes of ResNet50's variables for 17 classes; compiling its init takes a minute."""
+    """Return ResNet50's variable shapes for 17 classes; compiling its init takes a minute."""
     return classifier.abstract_variables(17)
 
 
 @pytest.fixture(scope="session")
 def formula_weights(resnet50_shapes):
-    """torchvision's state dict of ResNet50 by the formula, `fc` included."""
+    """Return torchvision's state dict of ResNet50, including `fc`, with the formula's values."""
     flat = traverse_util.flatten_dict(resnet50_shapes)
     state = {
         "fc.weight": formula("fc.weight", (1000, 2048)),
@@ -62,7 +62,7 @@ def formula_weights(resnet50_shapes):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A finished run of the tiny network: its folder and its config."""
+    """Train the tiny network; return the run's parent folder and config."""
     folder = tmp_path_factory.mktemp("trained")
     config = small_config(folder)
     commands.train(config)
@@ -72,7 +72,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def kaggle(monkeypatch, tmp_path):
     """Start the fake server and set credentials for it."""
-    import kagglesdk.kaggle_env  # slow, and few tests need it
+    import kagglesdk.kaggle_env  # a slow import, and few tests need it
 
     server = Kaggle()
     thread = threading.Thread(
@@ -91,7 +91,7 @@ def kaggle(monkeypatch, tmp_path):
     package = importlib.import_module("kaggle.api.kaggle_api_extended")
     monkeypatch.setattr(package.KaggleApi, "config", str(tmp_path / "home" / "kaggle.json"))
     quick = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
-    monkeypatch.setattr(package, "time", quick)  # it sleeps 2 s and more between attempts
+    monkeypatch.setattr(package, "time", quick)  # the package sleeps at least 2 s between attempts
     yield server
     server.shutdown()
     server.server_close()

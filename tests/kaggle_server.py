@@ -1,4 +1,4 @@
-"""A fake of Kaggle's servers, and tiny archives for it to serve."""
+"""A fake Kaggle server, and the tiny archives that it serves."""
 
 import http.server
 import io
@@ -29,7 +29,7 @@ def table(chips):
 
 
 def tar_of(members, kind=tarfile.REGTYPE, link=""):
-    """Return a tar of {path: content}; None is a folder."""
+    """Return a tar of {path: content}; the content None makes a folder."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, content in members.items():
@@ -193,12 +193,13 @@ class Kaggle(http.server.ThreadingHTTPServer):
     Attributes:
       sources: {competition or data set: {path: content}}, as listed and served.
       refuse: {API call: (HTTP status, message)}.
-      served: content by file name, where it differs from the one listed.
-      sizes: listed size by file name, where it is wrong.
-      gone: files that are listed and answered with 404.
+      served: {file name: content} of files whose content differs from the one in `sources`.
+      sizes: {file name: size} of files whose listed size is wrong.
+      gone: files that are listed, but whose download is answered with 404.
       odd: API calls that are answered with a web page.
-      calls, gets: what clients asked for: (API call, file name), (file name, first byte).
-      page: most files a page of a listing.
+      calls: (API call, file name) of each call.
+      gets: (file name, first byte) of each download.
+      page: maximum number of files per page of a listing.
       delay: seconds between two pieces of 16 kB.
       breaks: number of downloads to break off halfway.
     """

@@ -1,4 +1,4 @@
-"""Training steps on one batch of noise, for the tests that compare numbers of devices."""
+"""Training steps on one batch of noise, for tests that compare runs on 1 and more devices."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 from planet_jax.model import classifier
 from planet_jax.train.steps import create_state, make_train_step, to_devices
 
-CLASSES = 3  # those of small_config, to compile the same functions
+CLASSES = 3  # as in small_config, so that the same functions are compiled
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Helpers of the tests: small data sets, small configs, the program in a process of its own."""
+"""Test helpers: small data sets, small configs, and the program in a separate process."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ from planet_jax.train.checkpoint import require_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-# The measured reference is not part of the repository: a clone elsewhere skips its tests.
+# The repository does not contain the measured reference; without it, its tests are skipped.
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not here")
 LABELS = ["a", "b", "a b", "c"] * 6  # 20 chips train, 4 validate: 5 steps an epoch at batch 4
-TIMES = {"images_per_second", "input_wait", "save_stall", "time"}  # columns that no run repeats
+TIMES = {"images_per_second", "input_wait", "save_stall", "time"}  # differ in every run
 
 
 def write_chips(root, labels=LABELS, size=64, seed=0):
@@ -39,7 +39,7 @@ def write_chips(root, labels=LABELS, size=64, seed=0):
 
 
 def small_config(folder, **options):
-    """Two epochs of five steps with the tiny network at 32 px, on chips in `folder`/root."""
+    """Return a config of two epochs of five steps: tiny network, 32 px, chips in `folder`/root."""
     config = get_config()
     config.workdir = str(folder / "run")
     config.data.root, config.data.cache = str(folder / "root"), str(folder / "cache")
@@ -53,13 +53,13 @@ def small_config(folder, **options):
 
 
 def on_devices(n):
-    """Return the environment of a process that imports from here and has n virtual devices."""
+    """Return the environment of a process with n virtual devices and this repository's modules."""
     flags = f"--xla_force_host_platform_device_count={n}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def start_program(command, config, *flags, devices=1, cwd=ROOT, **popen):
-    """Start `python -m planet_jax.main COMMAND` with this config, given as flags."""
+    """Start `python -m planet_jax.main COMMAND` with this config passed as flags."""
     changed = {k: v for k, v in flatten(config).items() if v != OPTIONS[k].default}
     options = [f"--config.{name}={value}" for name, value in changed.items()]
     base = ["--config", str(ROOT / "configs" / "base.py")]
@@ -78,7 +78,7 @@ def finish(process, status=0, seconds=300):
 
 
 def wait_for_rows(run, rows, *processes):
-    """Wait until steps.csv has more rows than `rows`, or a process has ended."""
+    """Wait until steps.csv has at least `rows` rows, or a process has ended."""
     table = run / "steps.csv"
     while all(process.poll() is None for process in processes):
         if table.exists() and len(table.read_text().splitlines()) > rows:
@@ -87,7 +87,7 @@ def wait_for_rows(run, rows, *processes):
 
 
 def signal_after(process, run, rows, number=signal.SIGKILL):
-    """Send a signal once steps.csv has more rows than `rows`; return the output."""
+    """Send a signal once steps.csv has at least `rows` rows; return the output."""
     wait_for_rows(run, rows, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
@@ -107,7 +107,7 @@ def kill_module(module, *arguments, seconds):
 
 
 def assert_refusal(status, stdout, stderr, message):
-    """Check that a program ended as it does for a mistake of the user."""
+    """Check that a program ended with status 2 and one line, as after a user's mistake."""
     assert status == 2
     assert message in stderr
     assert len(stderr.strip().splitlines()) == 1
@@ -122,7 +122,7 @@ def tables(run):
 
 
 def assert_same_run(run, other):
-    """Compare two runs to the bit: rows, weights and optimizer state."""
+    """Check that rows, weights and optimizer state of two runs are equal bit for bit."""
     for one, two in zip(tables(run), tables(other), strict=True):
         pd.testing.assert_frame_equal(one, two, check_exact=True)
     ours, theirs = (require_checkpoint(folder, "latest") for folder in (run, other))
@@ -134,7 +134,7 @@ def assert_same_run(run, other):
 
 
 def formula(name, shape):
-    """The reference's weights of a state-dict name; see ../shared/reference/README.md."""
+    """Return the reference's weights for a state-dict name; see ../shared/reference/README.md."""
     r = np.random.default_rng(zlib.crc32(name.encode()))
     norm = "bn" in name or "downsample.1" in name
     if name.endswith("running_var"):

@@ -1,4 +1,4 @@
-"""Write a run folder as training leaves it, without training; for tests of its results."""
+"""Write the run folder of a finished training, without training, for tests of the results."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SKY = ["clear primary", "cloudy", "haze water", "partly_cloudy primary water", "
 
 
 def write_trained_run(config):
-    """Save random weights as `latest` and `best`, scaled so that the logits have deviation 1."""
+    """Save random weights as `latest` and `best`; scale the logits to standard deviation 1."""
     stage, data = make_stage(config), config.data
     variables = initial_state(stage, Start()).variables
     chips = loader.score_batches(

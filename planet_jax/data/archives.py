@@ -1,7 +1,7 @@
 """Unpack the competition's archives: .tar.7z, .tar or .zip of chips, and zipped CSV tables.
 
-Every reader checks that the archive holds what is expected and that no entry leaves the folder.
-Damaged bytes raise many kinds of exception here; the caller catches them all.
+Every reader checks that the archive holds the expected entries and that no entry's path leads out
+of the folder. Damaged bytes raise many kinds of exception here; the caller catches them all.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def unpack_chips(archive: Path, folder: str, out: Path, count: int) -> None:
       count: the number of chips expected, for the progress bar.
 
     Raises:
-      BadInput: the archive holds something else, or an entry that would leave `out`.
+      BadInput: the archive holds other entries, or an entry's path leads out of `out`.
       OSError: the disk is full or too small.
     """
     with open(archive, "rb") as file:
@@ -45,7 +45,7 @@ def unpack_chips(archive: Path, folder: str, out: Path, count: int) -> None:
 
 
 def _extract_tar(archive: Path, out: Path) -> Path:
-    """Extract the one .tar in a .7z, with its CRC checked, and return its path."""
+    """Extract the only .tar in a .7z, check its CRC, and return its path."""
     import py7zr
 
     with py7zr.SevenZipFile(archive) as seven:
@@ -90,7 +90,7 @@ def read_table(archive: Path, name: str) -> bytes:
     """Return the bytes of the CSV `name`, which may be zipped.
 
     Raises:
-      BadInput: the zip file has no such table, or one over 100 MB.
+      BadInput: the zip file has no such table, or the table is over 100 MB.
     """
     if not zipfile.is_zipfile(archive):
         return archive.read_bytes()
@@ -105,7 +105,7 @@ def image_names(content: bytes) -> list[str]:
     """Return the first column of a CSV with the columns image_name,tags.
 
     Raises:
-      BadInput: it is not such a table, or has no rows.
+      BadInput: the content is not such a table, or the table has no rows.
     """
     table = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     header, *rows = [row for row in table if row] or [[]]
@@ -115,7 +115,7 @@ def image_names(content: bytes) -> list[str]:
 
 
 def require_space(folder: Path, size: float, what: str) -> None:
-    """Raise OSError (ENOSPC) before the work if the disk has less than `size` bytes free."""
+    """Raise OSError (ENOSPC) if the disk has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:
         problem = f"{what} need {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free"
@@ -124,7 +124,7 @@ def require_space(folder: Path, size: float, what: str) -> None:
 
 @contextlib.contextmanager
 def show_growth(what: str, folder: Path, size: int) -> Iterator[None]:
-    """Show how many MB of `size` bytes (0: unknown) are in `folder` while the block runs."""
+    """Show the MB in `folder` while the block runs; `size` bytes are expected (0: unknown)."""
     total, done = max(1, size // 10**6), bytes_in(folder) // 10**6
     stop = threading.Event()
     with progress(what, total, "MB", done) as advance:

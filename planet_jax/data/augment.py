@@ -1,9 +1,9 @@
 """fastai v1's augmentation: draw the parameters of many chips at once, then render a batch.
 
 The rule is `get_transforms(flip_vert=True, max_lighting=0.1, max_zoom=1.05, max_warp=0)`. Dihedral,
-rotation and zoom are composed into one matrix, the chip is sampled bilinearly once, and brightness
-and contrast are then changed in logit space. Coordinates run from -1 to 1, corner pixel to corner
-pixel, x to the right and y down.
+rotation and zoom are composed into one matrix, and the chip is sampled bilinearly once. Brightness
+and contrast are then changed in logit space. Coordinates run from -1 to 1 between the centers of
+the corner pixels; x points right and y points down.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -19,11 +19,11 @@ TTA_PLAIN = 0.4  # fastai's beta: the weight of the plain chip in the average
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The parameters of N chips, each an array [N].
+    """The parameters of N chips; each parameter is an array [N].
 
     Attributes:
       dihedral: one of the square's eight symmetries, 0..7; bit 0 flips x, bit 1 flips y, bit 2
-        swaps them.
+        swaps x and y.
       degrees: rotation; 0 is neutral.
       zoom: magnification; 1 is neutral.
       row_pct, col_pct: the zoom's focus, 0 at the top and left, 1 at the bottom and right.
@@ -55,8 +55,8 @@ def draw(
     """Draw the parameters of n chips.
 
     Rotation, zoom, brightness and contrast each apply with probability p. The defaults are the
-    notebook's: degrees uniform in ±10, zoom uniform in 1..1.05 about a uniform focus, brightness
-    uniform in 0.45..0.55, contrast log-uniform in 0.9..1/0.9.
+    notebook's values: degrees uniform in ±10, zoom uniform in 1..1.05 about a uniform focus,
+    brightness uniform in 0.45..0.55, contrast log-uniform in 0.9..1/0.9.
     """
 
     def sometimes(low: float, high: float, neutral: float) -> np.ndarray:
@@ -78,9 +78,9 @@ def draw(
 def fastai_tta(rng: np.random.Generator, n: int, view: int, **limits: float) -> Augmentation:
     """Draw view 0..7 of fastai v1's test-time augmentation for n chips.
 
-    The source is `vision/tta.py` of fastai 1.0.61. The training transforms apply, with `limits` as
-    keywords of `draw`, but the zoom is 1.35 into one of the four corners. For views 4 to 7 the
-    caller must also flip the rendered chips left to right.
+    The source is `vision/tta.py` of fastai 1.0.61. The training transforms apply, except that
+    the zoom is 1.35 into one of the four corners. For views 4 to 7 the caller must also flip the
+    rendered chips left to right. `limits` are keywords of `draw`.
     """
     drawn = draw(rng, n, **limits)
     row, column = np.full(n, view & 1, float), np.full(n, view >> 1 & 1, float)
@@ -113,14 +113,14 @@ def render(
     size: int,
     rows: Int[np.ndarray, " m"] | None = None,
 ) -> UInt8[np.ndarray, "m size size 3"]:
-    """Render chips at `size` pixels; `None` is the plain resize of validation.
+    """Render chips at `size` pixels; without `augmentation` only resize them, as in validation.
 
     The rule is fastai v1's `_grid_sample`. Both grids align their corners. Coordinates outside the
-    chip reflect about the center of the edge pixel. A chip of more than twice the size, also
-    after its zoom, is first shrunk by area.
+    chip are reflected about the center of the edge pixel. A chip is first shrunk by area if its
+    shorter side exceeds `2 * size`, also when divided by the chip's magnification.
 
     Args:
-      rows: indices into `chips`; only these are rendered, in this order, and read without a copy.
+      rows: indices of the chips to render, in this order (None: all); they are not copied first.
     """
     chips = np.ascontiguousarray(chips)
     rows = np.arange(len(chips)) if rows is None else rows

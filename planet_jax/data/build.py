@@ -55,9 +55,9 @@ class Planet(tfds.core.GeneratorBasedBuilder):
 
 
 def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> None:
-    """Write the records of all chips to `folder`, and with `decoded` their pixels.
+    """Write the records of all chips to `folder`; with `decoded`, also write their pixels.
 
-    Every chip is decoded in either case, to find those that are damaged.
+    Every chip is decoded in either case, to find damaged chips.
 
     Raises:
       BadInput: a chip is damaged or not an image.
@@ -98,13 +98,13 @@ def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> Non
 
 
 def open_records(folder: Path) -> Any:
-    """Return the records of a build by row, their images still encoded."""
+    """Return the records of a build, indexed by row, with encoded images."""
     builder = tfds.builder_from_directory(str(folder / "planet" / str(Planet.VERSION)))
     return builder.as_data_source(split="chips", decoders=DECODERS)
 
 
 def sha256(*parts: str | bytes) -> str:
-    """Return the SHA-256 of the parts, each ended by a zero byte."""
+    """Return the SHA-256 of the parts, with a zero byte after each part."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
@@ -134,7 +134,7 @@ def _read_header(encoded: bytes) -> _Header:
 
 
 def _most_common_size(headers: list[_Header], folder: Path) -> tuple[int, int]:
-    """Return the width and height of most chips; print how many chips will be converted.
+    """Return the most common width and height; print how many chips will be converted.
 
     Raises:
       BadInput: no chip is an image.

@@ -1,4 +1,4 @@
-"""Find the image files of chips by name, whatever their ending."""
+"""Find the image file of a chip by name, with any image ending."""
 
 import os
 import unicodedata
@@ -12,30 +12,30 @@ IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".w
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file's name ends as an image's, in any case; macOS's `._a.jpg` is none."""
+    """Return whether a file name has an image ending (in any case) and no `._`, macOS's prefix."""
     return splitext(name)[1].lower() in IMAGE_ENDINGS and not name.startswith("._")
 
 
 def stem(name: str) -> str:
-    """Return a chip's name in Unicode's composed form (NFC), without an image's ending."""
+    """Return a chip's name in Unicode's composed form (NFC), without an image ending."""
     name = unicodedata.normalize("NFC", name)
     before, ending = splitext(name)
     return before if ending.lower() in IMAGE_ENDINGS else name
 
 
 class ChipFinder:
-    """The images of a folder by name; each folder is listed once, when first used."""
+    """Find images below a base folder by name; each folder is listed once, when first used."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
-        self.entries: Counter[str] = Counter()  # files of each folder that was listed
+        self.entries: Counter[str] = Counter()  # number of entries in each listed folder
         self._folders: dict[str, Path] = {}
         self._stems: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> list[Path]:
         """Return the files of a chip: one, none, or several that differ in their ending.
 
-        The name may have an ending, and a folder below the base: `cat/001`.
+        The name may include an ending and a folder below the base, as in `cat/001`.
 
         Raises:
           BadInput: the folder cannot be listed.
@@ -44,12 +44,12 @@ class ChipFinder:
         if folder not in self._stems:
             self._list(folder)
         stems = self._stems[folder]
-        # A chip may be named `a.png` in the file `a.png.jpg`: try the whole name first.
+        # The file of the chip `a.png` may be `a.png.jpg`: try the whole name first.
         files = stems.get(unicodedata.normalize("NFC", last)) or stems.get(stem(last), [])
         return [self._folders[folder] / file for file in files]
 
     def ending(self) -> str:
-        """Return the ending of most images that were listed."""
+        """Return the most common ending of the listed images."""
         endings = Counter(
             splitext(file)[1]
             for stems in self._stems.values()

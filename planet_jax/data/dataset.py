@@ -1,6 +1,6 @@
 """Load labeled chips: build the data set in the cache once, then map it into memory.
 
-By default the folder has the competition's layout (`train_v2.csv`, `train-jpg/`).
+By default the data folder has the competition's layout (`train_v2.csv`, `train-jpg/`).
 """
 
 import contextlib
@@ -51,11 +51,11 @@ class Dataset:
 def load(root: Path, cache: Path, decoded: bool = True, data: ConfigDict | None = None) -> Dataset:
     """Load the data set of `root`; build it under `cache` if no build is up to date.
 
-    With `decoded` all pixels are stored (3 H W bytes per chip); else each read decodes its chips.
-    The config's section `data` describes the layout; None: the competition's.
+    With `decoded` all pixels are stored (3 H W bytes per chip). Otherwise chips are decoded at each
+    read. `data` is the config's section that describes the layout; None: the competition's layout.
 
     Raises:
-      BadInput: as `read_labels`; a row without a chip, or with two; a chip that cannot be decoded.
+      BadInput: as `read_labels`; a row has no chip, or two; a chip cannot be decoded.
     """
     data = data or get_config().data
     labels = read_labels(root, data)
@@ -123,7 +123,7 @@ def _expected_file(name: str, finder: ChipFinder) -> str:
 
 
 def _fingerprint(labels: Labels, files: list[Path], decoded: bool) -> str:
-    """Return a name that changes with the labels, and with any chip's file, size or change."""
+    """Return a hash of the labels and of each chip's file name, size and modification time."""
     stats = (os.stat(file) for file in files)
     chips = (
         f"{file.parent.name}/{file.name} {stat.st_size} {stat.st_mtime_ns}"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-# What Pillow raises on damaged bytes, and on a header that claims an absurd size.
+# Pillow's errors for damaged bytes, and for a header with an absurdly large size.
 PILLOW_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, struct.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -18,9 +18,9 @@ PILLOW_ERRORS = (
 
 
 def decode_chip(encoded: bytes, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image of any mode to RGB; resize it to `size` (width, height) if it differs.
+    """Decode an image of any mode to RGB, and resize it to `size` (width, height) if given.
 
-    16-bit pixels and floats from 0 to 1 are scaled to 8 bits.
+    16-bit pixels, and floats between 0 and 1, are scaled to 8 bits.
 
     Raises:
       ValueError: the bytes are not an image, or the image is damaged, absurdly large, or of a depth
@@ -34,17 +34,19 @@ def decode_chip(encoded: bytes, size: tuple[int, int] | None = None) -> UInt8[np
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit pixels, and floats from 0 to 1; Pillow would clip them at 255.
+    """Scale 16-bit pixels and floats between 0 and 1 to 8 bits.
+
+    Pillow would clip 16-bit values at 255.
 
     Raises:
-      ValueError: other floats, or integers of 32 bits.
+      ValueError: the pixels are other floats or 32-bit integers.
     """
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
             raise ValueError("its floats are not between 0 and 1: scale them")
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
     if image.mode == "I":

@@ -1,4 +1,4 @@
-"""Describe the labels and the split of a data set, and what looks wrong in them."""
+"""Describe the labels and the split of a data set, and warn of likely mistakes in them."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from ml_collections import ConfigDict
 from planet_jax.data.labels import Labels
 from planet_jax.runtime.errors import first_few
 
-MARKS = ",;|[]\"'"  # in a label, they are probably left from a delimiter or a list
+MARKS = ",;|[]\"'"  # in a label, probably the remains of a delimiter or a list
 JOINTS = (" ", ",", ";", "|", "/", "+", "&", "-", "_")
 Rows = Int[np.ndarray, " rows"]
 
 
 def lines(labels: Labels, train: Rows, valid: Rows, groups: Rows | None = None) -> list[str]:
-    """Return the numbers of rows, of labels per chip, of chips per label and of the split.
+    """Return lines that count rows, labels per chip, chips per label, and chips in the split.
 
     `groups` is the number of each chip's group, if there are groups.
     """
     per_chip, counts = labels.targets.sum(1, dtype=int), labels.targets.sum(0, dtype=int)
     order = np.argsort(-counts, kind="stable")
-    # textwrap must not divide a label from its count: \0 is not a space.
+    # textwrap breaks lines at spaces: \0 keeps a label and its count on one line.
     shares = ", ".join(f"{labels.classes[i]} {counts[i]:,}".replace(" ", "\0") for i in order)
     wrapped = textwrap.fill(
         f"chips per label: {shares}", 100, subsequent_indent="  ", break_on_hyphens=False,
@@ -42,7 +42,7 @@ def lines(labels: Labels, train: Rows, valid: Rows, groups: Rows | None = None) 
 
 
 def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[str]:
-    """Return a line for each sign that the labels or the split are not as meant."""
+    """Return a warning for each sign that the labels or the split are wrong."""
     counts, found = labels.targets.sum(0, dtype=int), []
     advice = "are data.label_delimiter and data.label_format right?"
     marked = [label for label in labels.classes if set(MARKS) & set(label)]
@@ -68,7 +68,7 @@ def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[s
 
 
 def _joint(classes: Sequence[str]) -> str:
-    """Return the character that joins fewer parts into more labels, or ''."""
+    """Return a character at which n labels split into fewer than n distinct parts, or ''."""
     for joint in JOINTS:
         joined = [label for label in classes if joint in label]
         parts = {part.strip() for label in joined for part in label.split(joint)}

@@ -19,7 +19,7 @@ MANY = 2000  # files; a longer list holds single chips, and reading all of it ta
 
 
 class _NotAvailable(BadInput):
-    """This source does not offer the file, but another one may."""
+    """This source does not offer the file, but another source may."""
 
 
 def fetch(
@@ -31,14 +31,14 @@ def fetch(
 ) -> None:
     """Fetch the competition's files that `root` does not have.
 
-    These are `train_v2.csv` and `train-jpg/`; with `test` also `sample_submission_v2.csv`,
+    The files are `train_v2.csv` and `train-jpg/`; with `test` also `sample_submission_v2.csv`,
     `test-jpg/` and `test-jpg-additional/`. Files already in `root` are checked and kept, and an
     archive placed there by hand is unpacked. The rest is downloaded from `competition`, or from
     the Kaggle data set `mirror` ("owner/slug") if the competition does not offer it. An interrupted
     download is resumed.
 
     Raises:
-      BadInput: Kaggle or the network refuses; no source has a file; an archive is damaged, unsafe
+      BadInput: Kaggle or the network fails; no source has a file; an archive is damaged, unsafe
         or holds other files; a chip of the CSV is missing; the disk is too small.
     """
     if not re.fullmatch(r"[\w-]+", competition):
@@ -66,7 +66,7 @@ def fetch(
 
 
 class _Files:
-    """The files in `root`, and the sources of those that are missing."""
+    """The files in `root`, and the sources of missing files."""
 
     def __init__(self, root: Path, sources: list[str]) -> None:
         self.root, self.downloads = root, root / DOWNLOADS
@@ -81,7 +81,7 @@ class _Files:
             archive = self._find_or_download(wanted)
             with _report_damage(archive):
                 content = archives.read_table(archive, table)
-                archives.image_names(content)  # check it before it gets the CSV's name
+                archives.image_names(content)  # check the table before it is written
             with atomic_path(target) as temporary:
                 temporary.write_bytes(content)
         self.delete_downloads(wanted)
@@ -89,7 +89,7 @@ class _Files:
             return archives.image_names(target.read_bytes())
 
     def require_chips(self, folder: str, names: list[str]) -> None:
-        """Unpack the archive of `folder` if the folder is missing; check that it has every chip."""
+        """Unpack the archive of a missing `folder`; check that the folder has every chip."""
         target = self.root / folder
         wanted = (f"{folder}.tar.7z", f"{folder}.tar", f"{folder}.zip")
         if not target.is_dir():
@@ -104,7 +104,7 @@ class _Files:
             _check_chips(target, names)
 
     def _find_or_download(self, wanted: Sequence[str]) -> Path:
-        """Return a complete file of one of the `wanted` names."""
+        """Find or download one of the `wanted` files; return the path of the complete file."""
         for path in (folder / name for folder in (self.root, self.downloads) for name in wanted):
             if path.is_file():
                 return path
@@ -121,7 +121,7 @@ class _Files:
         )
 
     def _download(self, source: str, wanted: Sequence[str]) -> Path:
-        """Download one of the `wanted` files, or the zip of all if `source` lists single chips."""
+        """Download one of the `wanted` files, or one zip of all if `source` lists single chips."""
         if source not in self.listings:
             self.listings[source] = _list_files(source)
         listing = self.listings[source]
@@ -136,7 +136,7 @@ class _Files:
         target, part = self.downloads / name, self.downloads / f"{name}.part"
         if target.is_file():
             return target
-        # `part` is a folder, because the kaggle package names the file. It may hold a partial file.
+        # `part` is a folder, because the kaggle package names the file. It may have a partial file.
         part.mkdir(parents=True, exist_ok=True)
         missing = 3.3 * size - archives.bytes_in(part)
         archives.require_space(part, missing, f"{name}, its tar and its chips")
@@ -154,7 +154,7 @@ class _Files:
 
 
 def _downloaded_file(part: Path, name: str, size: int) -> Path:
-    """Return the one file in `part`; it must have `size` bytes, unless `size` is 0.
+    """Return the only file in `part`, which must have `size` bytes unless `size` is 0.
 
     A file that Kaggle zips for the download has another name, and its size is not checked.
     """
@@ -186,7 +186,7 @@ def _list_files(source: str) -> dict[str, int]:
 
 
 def _call_kaggle(source: str, call: str, *args: str, **options: Any) -> Any:
-    """Call the kaggle package without its output; turn each of its errors into one line."""
+    """Call the kaggle package; suppress its output, and reduce each of its errors to one line."""
     import requests
 
     kind = "dataset" if "/" in source else "competition"
@@ -225,7 +225,7 @@ def _call_kaggle(source: str, call: str, *args: str, **options: Any) -> Any:
 def _report_damage(archive: Path) -> Iterator[None]:
     """Report a file reader's error in one line; delete `archive` if it is a download.
 
-    A damaged download that is kept would make every later run fail.
+    If a damaged download were kept, every later run would fail.
     """
     try:
         yield

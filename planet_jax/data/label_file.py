@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify
 
-TRAIN, VALID, NEITHER = "train", "valid", ""  # what a chip is for
+TRAIN, VALID, NEITHER = "train", "valid", ""  # a chip's part in the split
 ROLES = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "valid", "val", "validation", "dev"), VALID),
     **dict.fromkeys(("0", "0.0", "false", "no", "train", "training", ""), TRAIN),
@@ -35,12 +35,12 @@ NUMPY_LIST = re.compile(rf"\[\s*(?:{QUOTED.pattern})(?:\s+(?:{QUOTED.pattern}))+
 
 
 class LabelRows(NamedTuple):
-    """The chips in file order, as written.
+    """The labeled chips, in file order.
 
     Attributes:
-      names, tags: of each chip.
+      names, tags: each chip's name and labels.
       classes: labels that exist even if no chip has them.
-      groups, roles: of each chip; empty if the layout has none.
+      groups, roles: each chip's group and part in the split; empty if the layout has none.
     """
 
     names: list[str]
@@ -51,16 +51,16 @@ class LabelRows(NamedTuple):
 
 
 def clean_label(text: str) -> str:
-    """Return a label in Unicode's composed form, its words separated by single spaces."""
+    """Return a label in Unicode's composed form, with single spaces between words."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def read(path: Path, data: ConfigDict) -> LabelRows:
-    """Read the label file of a config's section `data`.
+    """Read the label file that the config's section `data` describes.
 
     Raises:
-      BadInput: no such file, not a table, a column or the rows are missing, or a cell does not have
-        the format of `data.label_format`.
+      BadInput: the file does not exist or is not a table; a column or all rows are missing; a cell
+        does not have the format of `data.label_format`.
     """
     table = _read_table(path, {"tab": "\t", "\\t": "\t"}.get(data.delimiter, data.delimiter))
     others = [c for c in (data.valid_column, data.group_column) if c]
@@ -90,7 +90,7 @@ def read(path: Path, data: ConfigDict) -> LabelRows:
 
 
 def _read_table(path: Path, delimiter: str) -> pd.DataFrame:
-    """Read the table as text, with at least one row; spaces around its headers are removed."""
+    """Read the table as text; remove spaces around its headers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # pandas only warns of some damage
@@ -128,7 +128,7 @@ def _check_columns(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> N
 
 
 def _labels_in(path: Path, cell: str, data: ConfigDict) -> list[str]:
-    """Return the labels of one cell of text or of a list."""
+    """Return the labels in one cell, which holds text or a list."""
     if data.label_format == "list":
         parts = _parse_list(path, cell)
     elif data.label_delimiter == " ":
@@ -174,7 +174,7 @@ def _one_hot(path: Path, table: pd.DataFrame) -> list[list[str]]:
 
 
 def _groups(cells: pd.Series, names: list[str]) -> list[str]:
-    """Return each chip's group; a chip without one is a group of its own."""
+    """Return each chip's group; a chip without a group forms its own."""
     return [cell.strip() or f"\0{name}" for cell, name in zip(cells, names, strict=True)]
 
 

@@ -12,13 +12,13 @@ from planet_jax.runtime.progress import notify
 
 
 def read(root: Path, data: ConfigDict) -> LabelRows:
-    """Read `root/CHIP_FOLDER/LABEL/NAME.jpg`, and the same below `root/VALID_FOLDER` if it is set.
+    """Read `root/CHIP_FOLDER/LABEL/NAME.jpg` and, if set, `root/VALID_FOLDER/LABEL/NAME.jpg`.
 
-    A chip's name is its path in `root` without the ending: `train/cat/001`. Chips are in order of
-    their names.
+    A chip's name is its path in `root` without the ending: `train/cat/001`. Training chips come
+    first; each part is sorted by name.
 
     Raises:
-      BadInput: a folder does not exist, or has no folder with an image in it.
+      BadInput: a folder does not exist, or none of its folders has an image.
     """
     roles = {data.chip_folder: TRAIN}
     if data.valid_folder:
@@ -40,7 +40,7 @@ def read(root: Path, data: ConfigDict) -> LabelRows:
 
 
 def _labels_in(root: Path, folder: Path, apart: set[Path]) -> dict[str, str]:
-    """Return `{name: label}` of the images in the folders of `folder`."""
+    """Return `{name: label}` of the images in the subfolders of `folder`."""
     labels, ignored = {}, 0
     for entry in _entries(root / folder):
         path = root / folder / entry

@@ -30,7 +30,7 @@ class Labels:
 
     Attributes:
       groups: each chip's group, which the split must not divide; () if there are none.
-      roles: each chip's part in the split, where the labels define it; else ().
+      roles: each chip's part in the split if the labels define the split; otherwise ().
     """
 
     names: tuple[str, ...]
@@ -53,11 +53,11 @@ class Labels:
 def read_labels(root: Path, data: ConfigDict | None = None) -> Labels:
     """Read the labels in `root`, laid out as the config's section `data` describes.
 
-    By default a row per chip in `root/train_v2.csv`, tags separated by spaces. Repeated tags count
-    once.
+    By default `root/train_v2.csv` has a row per chip, with tags separated by spaces. Repeated tags
+    count once.
 
     Raises:
-      BadInput: as `label_file.read` and `label_folders.read`; no tag at all; a name that is
+      BadInput: as `label_file.read` and `label_folders.read`; no row has a tag; a name is
         repeated or is not a plain file name.
     """
     data = data or get_config().data
@@ -103,9 +103,9 @@ def split(n: int, valid_fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 
 def subset(labels: Labels, train: Rows, file: Path, name_column: str = "image_name") -> Rows:
-    """Return those of the training rows that `file` names; validation chips are excluded.
+    """Return the training rows that `file` names; skip the validation chips that it names.
 
-    The file is as for `read_names`, for example mistakes.csv.
+    The file has a format of `read_names`, for example mistakes.csv.
 
     Raises:
       BadInput: the file cannot be read, names an unknown chip, or names no chip to train on.
@@ -125,7 +125,7 @@ def subset(labels: Labels, train: Rows, file: Path, name_column: str = "image_na
 
 
 def named_rows(labels: Labels, option: str, file: Path, name_column: str) -> set[int]:
-    """Return the rows that the file of an option names, with or without endings."""
+    """Return the rows of the chips that an option's file names, with or without endings."""
     row_of = {stem(name): row for row, name in enumerate(labels.names)}
     row_of |= {name: row for row, name in enumerate(labels.names)}
     names = on_main(read_names)(file, option, name_column)  # the file may be in the run folder

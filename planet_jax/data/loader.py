@@ -1,7 +1,7 @@
-"""Grain pipelines: batches to train on, to score, and to predict from a folder.
+"""Grain pipelines of batches for training, for scoring, and for prediction from a folder.
 
 Each element of a pipeline is one process's share of one global batch. Any step's batch can be made
-without the earlier ones: a run that resumes at step s starts its iterator at s. The chips, their
+without earlier batches, so a run that resumes at step s starts its iterator at s. The chips, their
 order and their augmentation do not depend on the number of processes or threads. A batch is a dict
 of arrays whose first axis is the process's share.
 """
@@ -27,7 +27,7 @@ PREFETCH = 4  # batches
 
 
 def named_rng(seed: int, name: str, step: int) -> np.random.Generator:
-    """Return the generator for one purpose at one step or epoch; it depends on nothing else."""
+    """Return a random generator that depends only on the seed, a name, and a step or epoch."""
     return np.random.default_rng([zlib.crc32(name.encode()), seed, step])
 
 
@@ -91,7 +91,7 @@ class _TrainShares:
     ) -> None:
         self.n, self.batch_size, self.seed, self.processes = n, batch_size, seed, processes
         self.epoch_offset = epoch_offset
-        self.steps_per_epoch = n // batch_size  # the last short batch is dropped, as fastai does
+        self.steps_per_epoch = n // batch_size  # the short last batch is dropped, as in fastai
         self.length = self.steps_per_epoch * epochs * processes
         self.order = functools.lru_cache(2)(self._order)
 
@@ -125,7 +125,7 @@ def score_batches(
     Yields `{"chips": uint8 [b, size, size, 3], "real": bool [b]}`; `real` is False for padding.
 
     Args:
-      augmentation: parameters of a view of each chip; None only resizes it.
+      augmentation: parameters of one view of each chip; None: chips are only resized.
     """
 
     def make(positions: np.ndarray) -> Batch:
@@ -146,11 +146,11 @@ def folder_batches(
     share: Share = Share(),
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Iterate over image files of any mode and size, and yield batches as `score_batches` does.
+    """Iterate over image files of any mode and size, in batches like those of `score_batches`.
 
     Args:
-      skipped: gets the reason for each of this process's files that cannot be decoded, by position.
-        Its chip in the batch is black.
+      skipped: filled with `{position: reason}` for each of this process's files that cannot be
+        decoded. The chip of such a file is black.
 
     Raises:
       BadInput: a file cannot be decoded, and `skipped` is None.
@@ -196,7 +196,7 @@ def _render(
 def _iterate(
     source: Any, share: Share, make: Callable[[Any], Batch], threads: int, first_step: int = 0
 ) -> Iterator[Batch]:
-    """Make the batches of every `share.processes`-th element of `source`, in `threads` threads."""
+    """Make batches from this process's elements of `source`, in `threads` threads."""
     shares = grain.MapDataset.source(source)[
         first_step * share.processes + share.process :: share.processes
     ]

@@ -1,7 +1,7 @@
 """Paint Amazon-like chips, one layer for each tag.
 
-Each tag has a method of its name, so that a model learns from these chips what it must learn from
-real ones: which colors and textures go with which label.
+Each tag has a method of the same name. As with real chips, a model must learn which colors and
+textures go with which label.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ _CROWNS = np.exp(-(((_CYCLES - 36) / 24) ** 2))  # tree crowns about 7 pixels ap
 
 
 def paint_chip(rng: np.random.Generator, tags: Iterable[str]) -> UInt8[np.ndarray, "256 256 3"]:
-    """Paint a chip that shows these tags and no other, in their order."""
+    """Paint a chip that shows exactly these tags; paint them in this order."""
     chip = _Chip(rng)
     for tag in tags:
         getattr(chip, tag)()
@@ -42,7 +42,7 @@ def _noise(rng: np.random.Generator, spectrum: np.ndarray) -> Float[np.ndarray, 
 
 
 def _curve(rng: np.random.Generator, swing: float) -> Complex[np.ndarray, "100"]:
-    """Return a winding curve across the whole chip, `swing` pixels to either side of straight."""
+    """Return a curve across the whole chip that winds about `swing` pixels to either side."""
     along = np.linspace(-300, 300, 100)
     aside = np.sin(along / rng.uniform(25, 40) + rng.uniform(0, 6))
     aside += 0.4 * np.sin(along / rng.uniform(9, 14) + rng.uniform(0, 6))
@@ -66,7 +66,7 @@ def _strokes(
 
 
 class _Chip:
-    """A chip being painted: rgb [256, 256, 3] in 0..1, and what its layers share."""
+    """A chip being painted: rgb [256, 256, 3] in 0..1, and the shapes that its layers share."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -79,7 +79,7 @@ class _Chip:
         self.paint(np.ones_like(self.land), rng.uniform((112, 118, 80), (136, 136, 92)))  # grass
 
     def paint(self, mask: np.ndarray, color: ArrayLike, uneven: float = 0.08) -> None:
-        """Cover by mask [256, 256] in 0..1 with a color in 0..255, as uneven as the land."""
+        """Blend in a color (0..255), varied by the land's noise, by a mask [256, 256] in 0..1."""
         coat = np.asarray(color, np.float32) / 255 * (1 + uneven * self.land[..., None])
         self.rgb += mask[..., None] * (coat - self.rgb)
 
@@ -89,7 +89,7 @@ class _Chip:
         return self.places[-1]
 
     def segment(self, curve: np.ndarray, half: int) -> np.ndarray:
-        """Return `half` points to either side of where a curve is nearest to the next place."""
+        """Return a curve's point nearest to the next place, with `half` points on either side."""
         nearest = np.abs(curve - self.next_place()).argmin()
         return curve[max(nearest - half, 0) : nearest + half + 1]
 

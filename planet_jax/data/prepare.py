@@ -1,4 +1,4 @@
-"""Prepare the data set of a config: obtain the files that are missing, then build and load it."""
+"""Prepare the data set of a config: obtain missing files, then build and load it."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ from planet_jax.runtime.files import lock_folder
 
 
 def prepare(data: ConfigDict, sample: ConfigDict) -> Dataset:
-    """Return the data set of `data.root`, with what is missing drawn, downloaded or built.
+    """Return the data set of `data.root`; draw, download or build its missing parts.
 
     Args:
       data, sample: these sections of the config.
 
     Raises:
-      BadInput: as `load`, `fetch` and `draw_sample`; `data.root` cannot be written; processes that
+      BadInput: as `load`, `fetch` and `draw_sample`; `data.root` cannot be written; the processes
         have different labels or chips.
     """
     obtain(data, sample)
@@ -32,14 +32,14 @@ def prepare(data: ConfigDict, sample: ConfigDict) -> Dataset:
 
 
 def obtain(data: ConfigDict, sample: ConfigDict) -> None:
-    """Draw or download the files of `data.root` that are missing, unless its source is a folder.
+    """Draw or download missing files of `data.root`, unless `data.source` is "folder".
 
     Raises:
       BadInput: as `fetch` and `draw_sample`; `data.root` cannot be written.
     """
     if data.source == "folder":
         return
-    # The main process first: the processes may share a disk, or each have one.
+    # The main process runs first: the others find its files if they share its disk.
     distributed.on_main(_obtain)(data, sample)
     if not distributed.is_main_process():
         _obtain(data, sample)

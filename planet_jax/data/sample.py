@@ -16,11 +16,12 @@ from planet_jax.runtime.progress import progress
 
 FOLDERS = "train-jpg", "test-jpg"
 
-# Weather tags and their shares; a chip has exactly one.
+# Weather tags and their shares; a chip has exactly one weather tag.
 WEATHER = {"clear": 0.70, "partly_cloudy": 0.18, "haze": 0.067, "cloudy": 0.053}
-# The other tags, in the order drawn and painted: the probability of each, and its probability
-# beside another tag where that is higher. Common tags have about their real share. Tags rarer than
-# 1 in 50 (down to 1 in 400) are raised, so that a few hundred chips hold several of each.
+# The other tags, in the order of drawing and painting. Each has a probability, which may be
+# higher on chips that already have certain tags. Common tags have about their real share. Tags
+# rarer than 1 in 50 (down to 1 in 400) get a higher share, so that a few hundred chips hold several
+# of each.
 TAGS: dict[str, tuple[float, dict[str, float]]] = {
     "primary": (0.97, {}),
     "blooming": (0.0, {"primary": 0.03}),
@@ -39,7 +40,7 @@ TAGS: dict[str, tuple[float, dict[str, float]]] = {
 
 
 def draw_tags(rng: np.random.Generator) -> tuple[str, ...]:
-    """Draw one chip's tags, sorted: one weather tag, and no other tag beside `cloudy`."""
+    """Draw one chip's sorted tags: one weather tag, and others unless that tag is `cloudy`."""
     weather = str(rng.choice(list(WEATHER), p=list(WEATHER.values())))
     tags = {weather}
     for tag, (probability, beside) in TAGS.items() if weather != "cloudy" else ():
@@ -54,7 +55,7 @@ def draw_chip(rng: np.random.Generator, tags: tuple[str, ...]) -> UInt8[np.ndarr
 
 
 def encode(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Encode a chip as the competition's JPEGs are: CMYK, with K zero and no Adobe marker."""
+    """Encode a chip like the competition's JPEGs: CMYK, with K zero and no Adobe marker."""
     ink = np.concatenate([255 - rgb, np.zeros_like(rgb[..., :1])], axis=-1)
     jpeg = io.BytesIO()
     Image.fromarray(ink, "CMYK").save(jpeg, "JPEG")
@@ -96,7 +97,7 @@ def draw_sample(root: Path, chips: int, test_chips: int, seed: int) -> None:
 
 
 def _clear_draft(root: Path, draft: Path) -> None:
-    """Remove what an interrupted run left, and nothing else."""
+    """Remove only the files that an interrupted run left."""
     if (draft / CSV).exists():  # stopped between the renames: folders not in the draft were moved
         for folder in FOLDERS:
             if not (draft / folder).exists():

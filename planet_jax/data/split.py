@@ -1,4 +1,4 @@
-"""Choose the rows that train and the rows that validate."""
+"""Choose the training rows and the validation rows."""
 
 import re
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ Rows = Int[np.ndarray, " rows"]
 
 
 def split_rows(labels: Labels, data: ConfigDict) -> tuple[Rows, Rows]:
-    """Return the rows that train, in file order, and the rows that validate.
+    """Return the training rows, in file order, and the validation rows.
 
-    `data` is the config's section: a list of names, a column, a folder, a fold, or the notebook's
-    random split, which is the default. `data.subset` then reduces the rows that train.
+    The config's section `data` selects a list of names, a column, a folder, a fold, or the
+    notebook's random split (the default). `data.subset` then reduces the training rows.
 
     Raises:
       BadInput: a list cannot be read or names no chip; the split divides a group; there are fewer
@@ -34,7 +34,9 @@ def split_rows(labels: Labels, data: ConfigDict) -> tuple[Rows, Rows]:
 
 
 def count(data: ConfigDict) -> tuple[int, int]:
-    """Return the numbers of classes and of training chips; the competition's without labels.
+    """Return the numbers of classes and training chips.
+
+    Without a label file, these are the competition's numbers.
 
     Raises:
       BadInput: as `read_labels` and `split_rows`.
@@ -75,7 +77,7 @@ def _divide(labels: Labels, data: ConfigDict) -> tuple[Rows, Rows]:
 
 
 def _draw_groups(groups: Rows, valid_fraction: float, seed: int) -> Rows:
-    """Draw groups at random that hold at most the fraction of the chips; at least one group."""
+    """Draw random groups with at most this fraction of the chips; the smallest if none fits."""
     sizes = np.bincount(groups)
     left, drawn = int(valid_fraction * len(groups)), []
     for group in np.random.RandomState(seed).permutation(len(sizes)):

@@ -1,8 +1,8 @@
 """Divide chips with several labels into folds with nearly equal shares of every label.
 
 Iterative stratification of K. Sechidis, G. Tsoumakas and I. Vlahavas, On the stratification of
-multi-label data, ECML PKDD 2011, algorithm 1. The unit that is placed is a group of chips; by
-default each chip is a group. The package iterative-stratification has no groups and needs
+multi-label data, ECML PKDD 2011, algorithm 1. Groups of chips are placed whole; by default
+each chip is a group. The package iterative-stratification does not support groups, and it needs
 scikit-learn.
 """
 
@@ -16,10 +16,11 @@ def stratified_folds(
     seed: int,
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> Int[np.ndarray, " n"]:
-    """Return each chip's fold, from 0; chips of one group are in one fold.
+    """Return each chip's fold, from 0; all chips of a group are in the same fold.
 
-    The rarest label that is left is placed first, because its chips leave the least choice. Each
-    goes to the fold that wants most of this label, then most chips, then at random.
+    The rarest remaining label is placed first, because its chips leave the least choice. Each group
+    with this label goes to the fold that still needs most chips with the label. Ties go to the
+    fold that needs most chips, then to a random fold.
 
     Args:
       targets: multi-hot labels.
@@ -30,7 +31,7 @@ def stratified_folds(
     sizes = np.bincount(groups)
     counts = np.zeros((len(sizes), targets.shape[1]), np.int64)  # chips of each group and label
     np.add.at(counts, groups, targets.astype(np.int64))
-    # What each fold still wants, times `folds`: whole numbers, so that ties are exact.
+    # The numbers that each fold still needs, times `folds`: integers, so that ties are exact.
     wanted_labels = np.tile(counts.sum(0), (folds, 1))
     wanted_chips = np.full(folds, n)
     fold_of = np.full(len(sizes), -1)
@@ -46,7 +47,7 @@ def stratified_folds(
     order = rng.permutation(len(sizes))
     order = order[
         np.argsort(-sizes[order], kind="stable")
-    ]  # large groups first, small ones even out
+    ]  # large groups first; small groups then balance the folds
     while len(order):
         left = (counts[order] > 0).sum(0)
         if not left.any():

@@ -1,7 +1,7 @@
 """Compiled kernels of `augment.render`: shrink by area, sample bilinearly, look up the lighting.
 
-The kernels compute in integers. A coordinate has POSITION_BITS below the pixel, a bilinear weight
-SHARE_BITS, and a pixel that is a mean of others AREA_BITS.
+The kernels compute in integers. The fractional bits are POSITION_BITS in a coordinate, SHARE_BITS
+in a bilinear weight, and AREA_BITS in a pixel of `shrink_by_area`.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8, UInt16
 from planet_jax.compiled import compiled
 
 POSITION_BITS, SHARE_BITS, AREA_BITS = 24, 11, 6
-LEVELS = 1020  # steps of the lighting table: a quarter of a uint8 level
+LEVELS = 1020  # steps of the lighting table, each a quarter of a uint8 level
 
 
 def _logit(p: np.ndarray) -> Float[np.ndarray, " levels"]:
@@ -38,7 +38,7 @@ def lighting_tables(
 def shrink_by_area(
     chips: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " m"], height: int, width: int
 ) -> UInt16[np.ndarray, "m height width c"]:
-    """Average chips[rows] over the windows of torch's adaptive pooling, in units of 2**-AREA_BITS.
+    """Average chips[rows] over torch's adaptive pooling windows; the unit is 2**-AREA_BITS levels.
 
     Window i of `height` covers the rows from floor(i h / height) to ceil((i + 1) h / height).
     """
@@ -73,8 +73,8 @@ def sample_bilinear(
     """Render source[rows[k]] into out[places[k]], for every k.
 
     Args:
-      source: uint8 or uint16 [N, h, w, 3], with `pixel_bits` bits below a level.
-      rows, places: indices [m] into `source`, and into the next three.
+      source: uint8 or uint16 [N, h, w, 3], with `pixel_bits` fractional bits.
+      rows, places: indices [m] into `source`, and into `matrices`, `tables` and `out`.
       matrices: float64 [n, 2, 3], from output to input coordinates.
       tables: uint8 [n, levels], as `lighting_tables` returns them.
       out: uint8 [n, size, size, 3], written in place.
@@ -91,7 +91,7 @@ def sample_bilinear(
         chip, m = pixels[rows[k]], matrices[places[k]]
         table, target = tables[places[k]], flat_out[places[k]]
         x_step, y_step = np.int64(m[0, 0] * step * half_w), np.int64(m[1, 0] * step * half_h)
-        # Unsigned indices avoid numba's check for negative ones, which costs more than the rest.
+        # numba checks signed indices for negative values, which would cost more than the rest.
         at = np.uint64(0)
         for i in range(size):
             y_out = i * step - 1

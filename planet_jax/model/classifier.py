@@ -1,4 +1,4 @@
-"""The classifier: a ResNet under fastai's concat-pool head, and its three layer groups."""
+"""The classifier: a ResNet with fastai's concat-pool head, and its three layer groups."""
 
 import functools
 from typing import Any
@@ -18,14 +18,15 @@ Path = tuple[str, ...]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DROPOUT = (0.25, 0.5)  # fastai's, before the head's two linear layers
+DROPOUT = (0.25, 0.5)  # fastai's rates before the head's two linear layers
 GROUPS = ("group0", "group1", "group2")  # from the stem to the head
 
 
 class Head(nn.Module):
-    """Pool features by concat(max, average) and classify, as fastai v1's `create_head`.
+    """Pool features by concat(max, average) and classify, as in fastai v1's `create_head`.
 
-    Two blocks of BatchNorm, dropout and a linear layer, with a ReLU between them.
+    The pool is followed by two blocks of BatchNorm, dropout and a linear layer, with a ReLU between
+    the blocks.
     """
 
     classes: int
@@ -54,9 +55,9 @@ class Head(nn.Module):
 class Classifier(nn.Module):
     """Map uint8 chips [N, H, W, 3] to logits [N, classes] in `precision.state`.
 
-    In training, `batch_indices` are the chips' indices in the global batch; they choose the dropout
-    masks. BatchNorm then uses the batch's statistics: over all devices of `axis_name`, or over
-    this device's chips if it is None.
+    In training, `batch_indices` are the chips' indices in the global batch; they determine the
+    dropout masks. BatchNorm then uses the statistics of the batch over all devices of `axis_name`,
+    or over this device's chips if `axis_name` is None.
     """
 
     classes: int
@@ -87,13 +88,13 @@ def build(
     batch_norm: str = "global",
     precision: str = "float32",
 ) -> Classifier:
-    """Build the classifier of the options model.name, model.batch_norm and train.precision."""
+    """Build the classifier for the options model.name, model.batch_norm and train.precision."""
     axis_name = BATCH_AXIS if batch_norm == "global" else None
     return Classifier(classes, network, axis_name, PRECISIONS[precision])
 
 
 def init(classes: int, seed: int, network: str = "resnet50") -> Variables:
-    """Draw float32 parameters, each from `seed` and its name; means are 0, variances 1."""
+    """Draw each float32 parameter from `seed` and its name; set means to 0 and variances to 1."""
     return _init(Classifier(classes, network), jax.random.key(seed))
 
 
@@ -127,5 +128,5 @@ def group_of(path: Path) -> str:
 
 
 def trains(path: Path, freeze: bool) -> bool:
-    """Return whether a parameter is trained; with `freeze` only the head and BatchNorms are."""
+    """Return whether a parameter is trained; `freeze` trains only the head and BatchNorms."""
     return not freeze or path[0] == "head" or path[-1] in ("scale", "bias")

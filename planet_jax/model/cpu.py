@@ -1,7 +1,7 @@
-"""Faster forms, for a CPU alone, of operations that XLA compiles slowly there.
+"""CPU forms of operations for which XLA generates slow CPU code.
 
-Callers choose with `lax.platform_dependent` at lowering. So other platforms never compile these,
-and a function exported for several platforms has the right form on each.
+Callers choose a form with `lax.platform_dependent` at lowering. So other platforms never compile
+these forms, and a function exported for several platforms has the right form on each platform.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 
 def product(x: Float[Array, "n h w k"], kernel: Float[Array, "1 1 k c"]) -> Array:
-    """Compute a 1x1 convolution as a product of matrices.
+    """Compute a 1x1 convolution as a matrix product.
 
     x is flattened to rows, because the gradient of a 4-d product would transpose x.
     """
@@ -35,11 +35,11 @@ def neighbors(x: Float[Array, "n h w k"], stride: int = 1) -> Float[Array, "n h2
 def gradients(
     x: Array, kernel: Array, dy: Array, stride: int, plain: Callable[..., tuple[Array, Array]]
 ) -> tuple[Array, Array]:
-    """Return the gradients of a 3x3 convolution in x [n h w k] and kernel [3 3 k c].
+    """Return a 3x3 convolution's gradients with respect to x [n h w k] and kernel [3 3 k c].
 
-    From dy [n h2 w2 c], by `plain` except where a product of matrices was measured faster.
+    dy is [n h2 w2 c]. `plain` computes both, except where a matrix product was measured faster.
     """
-    dx, dkernel = plain(x, kernel, dy)  # XLA removes what is not used
+    dx, dkernel = plain(x, kernel, dy)  # XLA removes a result that is not used
     k, c = kernel.shape[2:]
     if k >= 256:  # XLA's form transposes the kernel first, which doubles the time
         patches = dy.reshape(-1, c) @ kernel.reshape(-1, c).T
@@ -54,7 +54,7 @@ def gradients(
 def outer_products(
     x: Float[Array, "*n k"], y: Float[Array, "*n k"], dtype: DTypeLike
 ) -> Float[Array, "k k"]:
-    """Return the sum over all rows, in `dtype`, as one product of matrices."""
+    """Return the sum of the outer products of all rows, in `dtype`, as one matrix product."""
     rows = (-1, x.shape[-1])
     return jnp.matmul(x.reshape(rows).T, y.reshape(rows), preferred_element_type=dtype)
 
@@ -62,7 +62,7 @@ def outer_products(
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     """Take 3x3 maxima at stride 2, padded by 1, as maxima of slices along h and then along w.
 
-    Among equal values the first one of a window gets the gradient: the leftmost, then the topmost.
+    Among equal values in a window, the gradient goes to the leftmost column, then the topmost row.
     """
     for axis in (1, 2):
         pad = [(int(i == axis),) * 2 for i in range(4)]

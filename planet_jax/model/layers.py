@@ -1,4 +1,4 @@
-"""The layers that must give torch's numbers: convolution, max pool, ReLU, dropout."""
+"""Layers with torch's definitions: convolution, max pool, ReLU, dropout."""
 
 import functools
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Precision:
     """The dtypes of a network: `activations` of the backbone, `state` of everything else.
 
-    `state`: parameters, batch statistics, the head, logits.
+    `state` applies to parameters, batch statistics, the head and logits.
     """
 
     activations: DTypeLike
@@ -80,7 +80,7 @@ def _convolution(x: Array, kernel: Array, stride: int = 1) -> Array:
     )
 
 
-# With its own gradient rule, because a CPU computes the gradients another way.
+# The gradient rule is custom, because a CPU computes the gradients in another way.
 _convolution_3x3 = jax.custom_vjp(_convolution, nondiff_argnums=(2,))
 
 
@@ -119,7 +119,7 @@ relu.defvjp(
 
 
 class Dropout(nn.Module):
-    """Drop values by a mask that depends on the chip's place in the global batch only."""
+    """Drop values by a mask that depends only on the key and the chip's global batch index."""
 
     rate: float
 

@@ -26,7 +26,7 @@ class Moments(NamedTuple):
 
 
 class _Norm(nn.Module):
-    """The parameters and running statistics that the three modules share."""
+    """The parameters and running statistics that each of the three modules has."""
 
     axis_name: str | None = None
     precision: Precision = FLOAT32
@@ -41,10 +41,10 @@ class _Norm(nn.Module):
     def _mean_and_gain(
         self, scale: Float[Array, " c"], batch: Moments | None
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        """Return the mean, and the gain: `scale` over the standard deviation.
+        """Return the mean, and the gain: `scale` divided by the standard deviation.
 
-        Both come from the running statistics if `batch` is None. Otherwise they are the batch's,
-        and its moments update the running statistics.
+        Both come from the running statistics if `batch` is None. Otherwise both come from the
+        moments of the batch, which also update the running statistics.
         """
         shape, dtype = scale.shape, self.precision.state
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
@@ -79,11 +79,11 @@ class BatchNorm(_Norm):
 
 
 class FoldedBatchNorm(_Norm):
-    """Normalize the 1x1 convolution of x by a kernel, with the gain folded into the kernel.
+    """Compute a normalized 1x1 convolution of x, with the gain folded into the kernel.
 
-    The product's moments follow from those of x. So the product is computed once, already
-    normalized, and the backward pass does not read it. A bottleneck's widest activations are then
-    read or written three times instead of seven.
+    The convolution's moments follow from those of x. So the convolution is computed once, already
+    normalized, and the backward pass does not read its output. A bottleneck's widest
+    activations are then read or written three times instead of seven.
     """
 
     @nn.compact
@@ -100,7 +100,7 @@ class FoldedBatchNorm(_Norm):
 
 
 class PooledBatchNorm(_Norm):
-    """Normalize x and max-pool it (3x3, stride 2); the pool is computed first.
+    """Normalize and max-pool x (3x3, stride 2); the pool is computed first.
 
     A positive gain keeps the order of values and a negative one reverses it. So the pool runs
     first, on x times the gain's sign, and only the maxima are normalized.
@@ -111,7 +111,7 @@ class PooledBatchNorm(_Norm):
         dtype = self.precision.state
         scale, bias = self._scale_and_bias(x.shape[-1])
         sign = jnp.where(scale < 0, -1, 1)
-        # Applied before moments(): the backward pass then stores one copy of x, not two.
+        # Apply the sign before moments(): the backward pass then needs one copy of x, not two.
         x = x * sign.astype(x.dtype)
         batch = None
         if train:
@@ -123,9 +123,9 @@ class PooledBatchNorm(_Norm):
 
 
 def worth_folding(x: Float[Array, "*n k"]) -> bool:
-    """Return whether the k² moments of x cost less than those of the product.
+    """Return whether the k² moments of x cost less than the moments of the product.
 
-    On a CPU, and by the TPU compiler's estimate, it pays from 32 rows per channel of x.
+    On a CPU, and by the TPU compiler's estimate, they cost less from 32 rows per channel of x.
     """
     return rows_of(x) >= 32 * x.shape[-1]
 
@@ -145,10 +145,10 @@ def moments(x: Float[Array, "*n c"], dtype: DTypeLike) -> Moments:
 def moments_of_product(x: Float[Array, "*n k"], kernel: Float[Array, "k c"]) -> Moments:
     """Return the mean and the mean square of every channel of `x @ kernel`, in kernel's dtype.
 
-    With M [k, k] the mean of the outer products of x, E[(x·w)²] = wᵀ M w.
+    If M [k, k] is the mean of the outer products of x, then E[(x·w)²] = wᵀ M w.
     """
     axes = tuple(range(x.ndim - 1))
-    # Both factors of M give the same gradient: differentiate the first alone, and double it.
+    # Both factors of M give the same gradient: differentiate only the first; double the product.
     # Subtracting the constant product restores the value of M.
     constant = lax.stop_gradient(x)
     outer = 2 * _outer_products(x, constant, kernel.dtype)

@@ -1,7 +1,7 @@
 """ResNets (He et al. 2015, arXiv:1512.03385) as torchvision builds them, without pool and fc.
 
 Modules have torchvision's names with `_` for dots (`layer1.0.downsample.0` is
-`layer1_0/downsample_0`), so `weights` maps tensors by name.
+`layer1_0/downsample_0`), so the module `weights` can map tensors by name.
 """
 
 import functools
@@ -16,11 +16,11 @@ from planet_jax.model.norm import BatchNorm, FoldedBatchNorm, PooledBatchNorm
 
 
 class Bottleneck(nn.Module):
-    """Add to the input, or to its projection: 1x1 → 3x3 (with the stride) → 1x1 convolutions."""
+    """Add 1x1 → 3x3 (with the stride) → 1x1 convolutions to the input or its projection."""
 
     features: int
     stride: int = 1
-    expansion: int = 4  # output channels over inner channels
+    expansion: int = 4  # output channels / inner channels
     axis_name: str | None = None
     precision: Precision = FLOAT32
 
@@ -39,7 +39,7 @@ class Bottleneck(nn.Module):
         y = relu(BatchNorm(**shared, name="bn2")(y, train))
         y = widen(y, "conv3", "bn3")
         if x.shape != y.shape:
-            if self.stride > 1:  # the barrier makes XLA compute this slice once, not in each user
+            if self.stride > 1:  # the barrier makes XLA compute this slice once, not for each use
                 x = lax.optimization_barrier(x[:, :: self.stride, :: self.stride])
             x = widen(x, "downsample_0", "downsample_1")
         return relu(x + y)
@@ -48,8 +48,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Map normalized chips [N, H, W, 3] to features [N, H/32, W/32, C] in `precision.state`.
 
-    `stage_sizes` are the bottlenecks of layer1 to layer4; C is 512 times `expansion`. Batch
-    statistics are averaged over the devices of `axis_name`.
+    `stage_sizes` are the numbers of bottlenecks in layer1 to layer4; C is 512 times `expansion`.
+    Batch statistics are averaged over the devices of `axis_name`.
     """
 
     stage_sizes: tuple[int, ...]

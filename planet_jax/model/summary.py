@@ -1,4 +1,4 @@
-"""The layer table of fastai's `learn.summary()`: one row a layer, in torch's order."""
+"""The layer table of fastai's `learn.summary()`: one row per layer, in torch's order."""
 
 import functools
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from planet_jax.model.classifier import Classifier, trains
 from planet_jax.model.resnet import NETWORKS
 
 Shape = tuple[int, ...]
-Module = tuple[str, ...]  # its path among the variables
+Module = tuple[str, ...]  # a module's path among the variables
 
 
 class Layer(NamedTuple):
@@ -60,8 +60,8 @@ def _torch_shape(shape: Shape) -> Shape:
 def _layers(network: str, parameters: set[Module]) -> Iterator[tuple[str, Module, Module]]:
     """Yield (torch's type, our module with its parameters, our module with its output shape).
 
-    Two layers have no output of their own here: the stem's BatchNorm pools too, and a
-    bottleneck's last BatchNorm computes the convolution before it.
+    Two kinds of layers have no output of their own here. The stem's BatchNorm also pools, and a
+    bottleneck's last BatchNorm also computes the convolution before it.
     """
 
     def body(*names: str) -> Module:

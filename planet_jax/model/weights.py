@@ -1,7 +1,7 @@
 """Convert torchvision's weights to our variables and back; read them from the hub or a file.
 
-`timm/resnet50.tv_in1k` on the Hugging Face hub is torchvision's own ResNet50 under torchvision's
-names. A file may hold the head too, named by position in fastai's head (`head.2.weight`, ...).
+`timm/resnet50.tv_in1k` on the Hugging Face hub is torchvision's own ResNet50 with torchvision's
+names. A file may also hold the head, named by position in fastai's head (`head.2.weight`, ...).
 """
 
 from collections.abc import Mapping
@@ -50,10 +50,10 @@ def _from_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
 
 
 def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -> Flat:
-    """Fill every leaf of `template` from `state_dict`, and use every tensor of it.
+    """Fill every leaf of `template` from `state_dict`; every tensor in `state_dict` must be used.
 
     Raises:
-      BadInput: naming every tensor that is missing, misshapen, not finite or unknown.
+      BadInput: tensors are missing, misshapen, not finite or unknown; the message names them.
     """
     wanted = {torch_name(path): path for path in template}
     problems = [f"{name} is missing" for name in wanted if name not in state_dict]
@@ -95,7 +95,7 @@ def from_torchvision(
     `fc.*`, `head.*` and `*.num_batches_tracked` are ignored.
 
     Raises:
-      BadInput: naming every tensor that is missing, misshapen, not finite or unknown.
+      BadInput: tensors are missing, misshapen, not finite or unknown; the message names them.
     """
     chips = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     template = jax.eval_shape(
@@ -108,7 +108,7 @@ def from_torchvision(
 
 
 def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
-    """Return the weights by torchvision's names, and `head.2.weight`, ... for the head."""
+    """Return the weights under torchvision's names, and under `head.2.weight`, ... for the head."""
     flat = traverse_util.flatten_dict(variables)
     return {
         torch_name(path): np.ascontiguousarray(to_torch_axes(path[-1], np.asarray(array)))
@@ -117,13 +117,13 @@ def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
 
 
 def fill(variables: Variables, weights: str, fresh_head: bool = False) -> Variables:
-    """Replace the backbone in `variables`, and the head if the file has one, by `weights`.
+    """Load `weights` into the backbone of `variables`, and into the head if the file has one.
 
     `weights` is "random" (nothing changes), "imagenet" (from the hub) or a `.safetensors` file.
     With `fresh_head` the file's head is ignored.
 
     Raises:
-      BadInput: the hub or the file cannot be read, or the weights are another network's.
+      BadInput: the hub or the file cannot be read, or the weights belong to another network.
     """
     if weights == "random":
         return variables
@@ -142,7 +142,7 @@ def fill(variables: Variables, weights: str, fresh_head: bool = False) -> Variab
 
 
 def require(weights: str) -> None:
-    """Check before any other work that the weights exist; download those of the hub.
+    """Check that the weights exist, before any other work; download weights from the hub.
 
     Raises:
       BadInput: `weights` is neither "random" nor a file, or the hub cannot be reached.

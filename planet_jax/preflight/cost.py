@@ -21,7 +21,7 @@ NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 
 
 class Cost(NamedTuple):
-    """What one compiled step needs of each device."""
+    """Cost of one compiled step on each device."""
 
     argument_bytes: int
     temporary_bytes: int
@@ -73,7 +73,7 @@ def measure(lower: Lower, target: Target, chips: int) -> Cost:
     """Compile a step for `chips` per device and return its cost.
 
     Raises:
-      TooLarge: it does not fit the device.
+      TooLarge: the step does not fit the device.
     """
     options = compiler_options(target.hardware.platform)
     try:
@@ -92,7 +92,7 @@ def measure(lower: Lower, target: Target, chips: int) -> Cost:
     if peak > target.hardware.memory:
         raise TooLarge(peak)
     all_reduces = re.findall(r"= (.*?) all-reduce(?:-start)?\(", hlo)
-    # The GPU compiler counts neither FLOPs nor bytes: a CPU's lowered step gives the FLOPs.
+    # The GPU compiler counts neither FLOPs nor bytes, so the step lowered for a CPU gives FLOPs.
     flops = analysis.get("flops") or lower(jax.devices("cpu")[:1], chips).cost_analysis()["flops"]
     return Cost(
         argument_bytes=memory.argument_size_in_bytes,

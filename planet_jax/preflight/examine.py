@@ -1,7 +1,7 @@
-"""Compute what a stage needs, and can reach at most, on hardware that is not attached.
+"""Compute a stage's cost and highest speed on hardware that is not attached.
 
-The real compilers run on any machine; no step is run. Times are ceilings from the makers' data
-sheets, not estimates.
+The real compilers run on any machine; no step is run. Times are lower bounds from the peak rates in
+the makers' data sheets, not estimates.
 """
 
 from typing import Any
@@ -12,14 +12,17 @@ from planet_jax.preflight.cost import Lower, TooLarge, measure, steps
 from planet_jax.preflight.targets import Target
 from planet_jax.train.stage import check_batch
 
-USABLE_MEMORY = 0.97  # share of the memory that the search aims at; the runtime keeps some
+USABLE_MEMORY = 0.97  # share of the memory that the search fills; the runtime needs the rest
 
 
 def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dict[str, Any]:
-    """Return the figures of a config's stage on `target`, per device and train step unless named.
+    """Return the costs of a stage on `target`.
+
+    A cost is per device and train step, unless its key names another unit (`epoch_seconds`).
+    `chips_per_second_at_most` and `predict_chips_per_second_at_most` are the rates of all devices.
 
     Args:
-      config: of one stage.
+      config: the config of one stage.
       target: the devices.
       classes: number of labels.
       chips: number of training chips.
@@ -47,7 +50,7 @@ def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dic
     is_float32 = config.train.precision == "float32"
     peak_flops = hardware.float32_flops if is_float32 else hardware.flops
     compute, memory = train.flops / peak_flops, train.bytes_moved / hardware.bandwidth
-    # In a ring, each device sends every byte twice, but for the 1/n that it keeps.
+    # In a ring all-reduce, each device sends 2 (n - 1) / n times the bytes.
     all_reduce = 2 * (n - 1) / n * train.all_reduce_bytes / hardware.link
     step_seconds = max(compute, memory)
     predict_seconds = max(
@@ -68,16 +71,16 @@ def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dic
 
 
 def largest_batch(lower: Lower, target: Target, too_large: int, needed: float) -> int:
-    """Return the most chips a device that fit, at most a sixteenth below the limit.
+    """Return the largest batch per device that fits, at most a sixteenth below the limit.
 
-    Each trial compiles the step, which takes up to a minute, so the search interpolates the memory
-    between the largest batch that fits and the smallest that does not.
+    A trial compiles the step, which takes up to a minute. To save trials, the search interpolates
+    the memory between the largest batch that fits and the smallest that does not.
 
     Args:
       lower: lowers the train step.
       target: the devices.
-      too_large: chips a device that do not fit.
-      needed: their bytes, or nan.
+      too_large: a batch per device that does not fit.
+      needed: the bytes of that batch, or nan.
     """
     fits, used = 0, 0.0
     while too_large - fits > (margin := max(1, fits // 16)):
@@ -86,8 +89,8 @@ def largest_batch(lower: Lower, target: Target, too_large: int, needed: float) -
             share = (USABLE_MEMORY * target.hardware.memory - used) / (needed - used)
         chips = fits + int(share * (too_large - fits))
         if not fits + margin <= chips <= too_large - margin:
-            # XLA recomputes activations to make a batch just fit, so memory is no straight line
-            # there and interpolation would creep.
+            # Near the limit XLA recomputes activations to make a batch fit. Memory is not linear
+            # there, so interpolation would advance slowly.
             chips = (fits + too_large) // 2
             if fits:
                 chips = min(chips, 2 * fits)

@@ -1,23 +1,23 @@
-"""List what TPUs and GPUs reach at most, by their makers' data sheets, one device (chip) a row."""
+"""Peak figures of TPUs and GPUs from the makers' data sheets. Each row is one device (chip)."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Ceilings of one device.
+    """Peak figures of one device.
 
     Attributes:
       platform: "tpu" or "cuda", as in jax.
-      memory: in bytes.
-      flops: dense bfloat16 products, in FLOP a second.
-      float32_flops: XLA's default for float32: bfloat16 passes on a TPU, TF32 on these GPUs.
-      bandwidth: of the main memory, in bytes a second.
-      link: of all links to other devices, one way, in bytes a second.
+      memory: size of the main memory, in bytes.
+      flops: rate of dense bfloat16 products, in FLOP per second.
+      float32_flops: rate for float32; XLA's default is bfloat16 on a TPU and TF32 on these GPUs.
+      bandwidth: bandwidth of the main memory, in bytes per second.
+      link: total one-way bandwidth to other devices, in bytes per second.
       single_host_devices: the largest number of devices that one host has.
-      host_devices: devices of each host in a larger slice.
-      source: of these figures.
-      xla_description: of a GPU, for XLA's compiler.
+      host_devices: number of devices of each host in a larger slice.
+      source: the source of these figures.
+      xla_description: a GPU's description for XLA's compiler.
     """
 
     platform: str

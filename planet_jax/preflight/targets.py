@@ -94,5 +94,5 @@ def compiler_options(platform: str) -> dict[str, str]:
     toolkit = next(p for root in nvidia.__path__ for p in Path(root).glob("cuda_nvcc"))
     if str(toolkit / "bin") not in os.environ["PATH"]:  # XLA calls ptxas
         os.environ["PATH"] = f"{toolkit / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    # Autotuning would time kernels on a GPU.
+    # Autotuning times kernels, which needs a GPU.
     return {"xla_gpu_autotune_level": "0", "xla_gpu_cuda_data_dir": str(toolkit)}

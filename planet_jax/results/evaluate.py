@@ -28,10 +28,10 @@ def write_evaluation(
 ) -> list[str]:
     """Write the files of an evaluation to `run`, and return their names.
 
-    They are metrics.json (`result`, from `compute_metrics`), chips.csv (every chip, highest loss
-    first), mistakes.csv (mispredicted chips) and decisions.json (fitted to all chips, saved
-    with `fitted_to`). With score.split = train the first three are named *_train and decisions.json
-    is not written.
+    The files are metrics.json (`result`, from `compute_metrics`), chips.csv (every chip, highest
+    loss first), mistakes.csv (mispredicted chips) and decisions.json (the decision fitted to all
+    chips, and `fitted_to`). With score.split = train the names of the first three end in _train,
+    and decisions.json is not written.
     """
     suffix = "_train" if evaluation.config.score.split == "train" else ""
     names = [f"metrics{suffix}.json", f"chips{suffix}.csv", f"mistakes{suffix}.csv"]
@@ -152,7 +152,7 @@ def reliability(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def co_occurrences(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
-    """Count swapped labels, and pairs that are true or predicted together, by label name.
+    """Count swapped labels, and pairs of labels that are true or predicted together.
 
     At most MAX_CO_OCCURRENCES of each are returned: 500 labels have 250,000 swaps.
     """

@@ -14,7 +14,7 @@ from planet_jax.score.decisions import Decision
 from planet_jax.score.metrics import Probabilities, Targets
 from planet_jax.score.weather import weather_of
 
-# What every evaluation compares: a decision rule, and whether probabilities are calibrated first.
+# Each pair: a decision rule, and whether probabilities are calibrated first.
 COMPARED_RULES = (
     ("threshold", False),
     ("threshold", True),
@@ -27,8 +27,8 @@ COMPARED_RULES = (
 class Evaluation:
     """Logits and targets of scored chips, with their decisions.
 
-    Thresholds and calibration are cross-fitted: those of a chip are fitted to the other folds. With
-    a `stored` decision nothing is fitted.
+    Thresholds and calibration are cross-fitted: each fold uses values fitted to the other folds.
+    With a `stored` decision nothing is fitted.
 
     Attributes:
       logits, probabilities, targets: [n, classes].
@@ -58,7 +58,7 @@ class Evaluation:
 
     @functools.cached_property
     def calibrated(self) -> Probabilities:
-        """Return the probabilities, calibrated by the other folds or by the stored calibration."""
+        """Return the probabilities, calibrated by a fit to the other folds or by `stored`."""
         if self.stored:
             return self.stored.calibrated(self.probabilities)
         return decisions.cross_fit(
@@ -72,7 +72,7 @@ class Evaluation:
         if self.stored:
             return self.stored(self.probabilities)
         weather = weather_of(self.classes) if weather_rule else None
-        if rule != "per_class":  # nothing is fitted but the calibration
+        if rule != "per_class":  # only the calibration is fitted
             thresholds = np.full(len(self.classes), float(self.config.score.threshold))
             probabilities = self.calibrated if calibrate else self.probabilities
             return Decision(rule, thresholds, None, weather)(probabilities)
@@ -88,7 +88,7 @@ class Evaluation:
 
 
 def fit_to_all_chips(evaluation: Evaluation) -> Decision:
-    """Fit per-class thresholds and calibration to all chips, for chips without labels."""
+    """Fit per-class thresholds and calibration to all chips, to decide on other chips."""
     return decisions.fit(
         "per_class", evaluation.probabilities, evaluation.targets,
         threshold=evaluation.config.score.threshold, calibrate=True,
@@ -96,7 +96,7 @@ def fit_to_all_chips(evaluation: Evaluation) -> Decision:
 
 
 def compare_decisions(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Compute the F2 of every decision rule, and its gain over one threshold on the same chips.
+    """Compute the F2 of every decision rule, and its gain over one threshold for all classes.
 
     `shown` is `gain` if the gain's whole interval is above 0, `loss` if it is below 0, else `none`.
     """

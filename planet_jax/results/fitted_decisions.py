@@ -21,7 +21,7 @@ FILE = "decisions.json"
 def write_decision(
     run: Path, decision: Decision, classes: Sequence[str], fitted_to: dict[str, Any]
 ) -> None:
-    """Write a fitted decision and `fitted_to`, which names the probabilities it was fitted to."""
+    """Write a fitted decision, and `fitted_to`, which identifies the probabilities of the fit."""
     assert decision.calibration is not None
     slope, intercept = decision.calibration.slope.tolist(), decision.calibration.intercept.tolist()
     content = {
@@ -39,7 +39,7 @@ def load_decision(
 ) -> Decision:
     """Return the decision that the config names; read decisions.json if it needs fitted values.
 
-    `fitted_to` names the probabilities to decide on, in the form that `write_decision` saved.
+    `fitted_to` identifies the probabilities to decide on, in the form that `write_decision` saved.
 
     Raises:
       BadInput: decisions.json is missing, unreadable, or was fitted to other probabilities; the

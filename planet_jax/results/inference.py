@@ -27,10 +27,10 @@ class TrainedModel:
     """A network with the weights of one checkpoint.
 
     Attributes:
-      config: the command's config; an ensemble's member keeps its run's MEMBER_OPTIONS.
+      config: the command's config; in an ensemble, with the MEMBER_OPTIONS of the run.
       network: the flax module.
       variables: {"params", "batch_stats"}.
-      metadata: of the checkpoint.
+      metadata: the checkpoint's metadata.
     """
 
     config: ConfigDict
@@ -44,12 +44,12 @@ class TrainedModel:
         return Path(self.config.workdir)
 
 
-# A function of `loader` with its data bound: partial(score_batches, data, rows), for example.
+# A `loader` function with its data bound, for example partial(score_batches, data, rows).
 Source = Callable[..., Iterator[loader.Batch]]
 
 
 def open_runs(config: ConfigDict) -> list[Checkpoint]:
-    """Open the checkpoint of `workdir`'s run, or one of each run of `score.ensemble`.
+    """Open the checkpoint of the run in `workdir`, or of each run in `score.ensemble`.
 
     Raises:
       BadInput: a run has no undamaged checkpoint of the kind `config.checkpoint`, or the runs have
@@ -70,7 +70,7 @@ def load_models(config: ConfigDict, checkpoints: Sequence[Checkpoint]) -> list[T
     """Read the weights of opened checkpoints.
 
     Raises:
-      BadInput: they belong to another network than the config names.
+      BadInput: the weights do not fit the network that the config names.
     """
     return [_load_model(config, checkpoint) for checkpoint in checkpoints]
 
@@ -90,7 +90,7 @@ def _load_model(config: ConfigDict, checkpoint: Checkpoint) -> TrainedModel:
 
 
 def probability_source(config: ConfigDict, models: Sequence[TrainedModel]) -> dict[str, Any]:
-    """Return what the probabilities depend on; a fitted decision must match it."""
+    """Return what the probabilities depend on; a decision fitted with other values is refused."""
     return {
         "checkpoint": config.checkpoint,
         "steps": [model.metadata.step for model in models],
@@ -139,7 +139,7 @@ def _model_logits(
 def _batches(
     model: TrainedModel, source: Source, augmentation: Augmentation | None = None
 ) -> Iterator[loader.Batch]:
-    """Return padded batches at the model's size, plain or as an augmentation renders them."""
+    """Return padded batches at the model's size, augmented if `augmentation` is given."""
     options = model.config.data
     return source(
         size=options.size, batch_size=options.batch_size, augmentation=augmentation,

@@ -64,11 +64,11 @@ def training_curves(*runs: Path) -> Figure:
 
 
 def along(runs: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Join steps.csv and history.csv of chained runs; `step` and `epoch` count on from run to run.
+    """Join steps.csv and history.csv of chained runs; `step` and `epoch` continue across runs.
 
-    `stage` is a run's index in the chain, `stage_start` its first step, and history's `end` the
-    step at which an epoch ended. Positions come from the columns, because a resumed run may have no
-    rows for its first steps and epochs.
+    The steps get `stage`, the run's index in the chain, and `stage_start`, its first step. The
+    history gets `end`, the step at which an epoch ended. Rows are not counted, because a resumed
+    run may have no rows for its first steps and epochs.
     """
     tables: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
     start = epoch_offset = 0
@@ -148,7 +148,7 @@ def lr_range_curve(
 
 
 def _label(axis: Axes, x: str, y: str, steps: pd.DataFrame | None = None) -> None:
-    """Set names and grid; with `steps`, draw a line where each stage but the first begins."""
+    """Set labels, grid and legend; with `steps`, draw a line at the start of each later stage."""
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(**GRID)

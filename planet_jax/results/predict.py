@@ -67,7 +67,7 @@ def _endings() -> str:
 
 
 def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """Return the files by path in `folder`, without the ending unless two would be the same."""
+    """Map paths in `folder` to files; drop a path's ending if the rest is unique."""
     paths = [file.relative_to(folder) for file in files]
     stems = [path.with_suffix("").as_posix() for path in paths]
     counts = collections.Counter(stems)
@@ -92,7 +92,7 @@ def table(
 
 
 def tag_delimiter(classes: Sequence[str]) -> str:
-    """Return what separates tags in our tables: a space, or | if a label has several words."""
+    """Return the separator of tags in a table: a space, or | if a label has several words."""
     return "|" if any(" " in label for label in classes) else " "
 
 
@@ -114,7 +114,7 @@ def write(
     Args:
       table: as `table` returns it.
       skipped: the reason for each image of `folder` that has no prediction.
-      order: the names of a submission. It is not written if one of them was skipped.
+      order: the names of a submission, which is not written if one of its chips was skipped.
     """
     write_csv(run / "predictions.csv", table)
     lines = [f"{run / 'predictions.csv'}: {len(table)} chips of {folder}"]
@@ -132,10 +132,10 @@ def write(
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, with eight significant digits.
 
-    The last columns, if floats, are formatted by row: pandas takes ten times as long.
+    Float columns at the end are formatted row by row, because pandas takes ten times as long.
     """
     is_text = [kind.kind != "f" for kind in table.dtypes]
-    first = max((i + 1 for i, text in enumerate(is_text) if text), default=1)  # of those columns
+    first = max((i + 1 for i, text in enumerate(is_text) if text), default=1)  # first float column
     as_text = {"index": False, "float_format": "%.8g"}
     starts = table.iloc[:, :first].to_csv(header=False, lineterminator="\0", **as_text)
     ends, numbers = ",%.8g" * (table.shape[1] - first), table.iloc[:, first:].to_numpy(float)

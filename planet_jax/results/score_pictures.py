@@ -17,7 +17,7 @@ Metrics = dict[str, Any]  # the content of metrics.json
 
 
 def class_bars(metrics: Metrics, score: str = "fbeta") -> Figure:
-    """Draw a bar per class, the best at the top: `score` and its 95% interval."""
+    """Draw `score` and its 95% interval as one bar per class, the best class at the top."""
     classes = sorted(metrics["per_class"].items(), key=lambda item: item[1][score])
     values = [scores[score] for _, scores in classes]
     ends = [scores["intervals"][score] for _, scores in classes]
@@ -49,7 +49,7 @@ def decision_bars(metrics: Metrics) -> Figure:
 
 
 def threshold_curve(metrics: Metrics) -> Figure:
-    """Draw F2 over the threshold; mark the one in use and the best on these chips."""
+    """Draw F2 over the threshold; mark the threshold in use and the best one on these chips."""
     curve = metrics["threshold_curve"]
     best = int(np.argmax(curve["fbeta"]))
     figure, axis = _axes("threshold", "F2")
@@ -64,7 +64,7 @@ def threshold_curve(metrics: Metrics) -> Figure:
 
 
 def reliability(metrics: Metrics) -> Figure:
-    """Draw the share of true entries over the probability; calibrated ones lie on the diagonal."""
+    """Draw the share of true entries over the probability: the diagonal is perfect calibration."""
     figure, axis = _axes("probability", "share that is true")
     axis.plot([0, 1], [0, 1], "k:", linewidth=1)
     for (kind, values), marker in zip(metrics["reliability"].items(), "os", strict=False):
@@ -78,7 +78,7 @@ def reliability(metrics: Metrics) -> Figure:
 def swap_map(metrics: Metrics) -> Figure:
     """Draw how many chips have a false negative (row) and a false positive (column).
 
-    At most MAX_SWAP_LABELS labels are drawn, those with the most swaps.
+    Only the MAX_SWAP_LABELS labels with the most swaps are drawn.
     """
     swaps = metrics["co_occurrence"]["swaps"]
     counts: dict[str, int] = {}
@@ -93,7 +93,7 @@ def swap_map(metrics: Metrics) -> Figure:
     side = 1.4 + 0.2 * len(labels)
     figure = Figure(figsize=(max(side, WIDTH), max(side, WIDTH) * 0.9), layout="tight")
     axis = figure.subplots()
-    # From transparent to full color, so that it is readable on a dark page too.
+    # Colors start at transparent, so that the map is readable on a dark page too.
     colors = LinearSegmentedColormap.from_list("clear", [to_rgba("C3", 0), to_rgba("C3", 1)])
     grid = axis.pcolormesh(chips, cmap=colors, vmin=0)
     figure.colorbar(grid, ax=axis, label="chips", shrink=0.7)

@@ -1,7 +1,7 @@
-"""Build the competition's submission: `image_name,tags` of test_0, ... and file_0, ...
+"""Build the competition's submission, a table `image_name,tags`.
 
-It has 40,669 chips of test-jpg, then 20,522 of test-jpg-additional, in the order of the sample
-submission.
+Its rows have the order of the sample submission: 40,669 chips of test-jpg (test_0, ...), then
+20,522 of test-jpg-additional (file_0, ...).
 """
 
 import string
@@ -21,7 +21,7 @@ ROWS = 61_191
 def order(config: ConfigDict, chips: Iterable[str]) -> list[str]:
     """Return the names to submit, in the order of the sample submission in data.root.
 
-    Without that file, all names: test before file, by number.
+    Without that file, return all names by number, test_ before file_.
 
     Raises:
       BadInput: the sample cannot be read, or names chips that are not among `chips`.
@@ -53,5 +53,5 @@ def _sort_key(name: str) -> tuple[bool, str, int]:
 
 def rows(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     """Return `image_name,tags` of the names in `order`, from a table of predictions."""
-    first_two = table.iloc[:, :2]  # a label may have the name of one of them
+    first_two = table.iloc[:, :2]  # by position: a label may have the same name
     return first_two.set_index("image_name").loc[list(order)].reset_index()

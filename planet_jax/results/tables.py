@@ -9,7 +9,7 @@ import pandas as pd
 
 from planet_jax.model.summary import Layer
 
-MAX_CO_OCCURRENCES = 5  # at most printed, of swaps and of pairs each
+MAX_CO_OCCURRENCES = 5  # swaps and pairs printed, at most this many of each
 NOTEBOOK = """fastai v1's results: the notebook at 128 px, fast.ai's course run at 256 px.
 stage       valid_loss  fbeta
 stage1          0.1049 0.9259
@@ -36,7 +36,7 @@ def history_table(run: Path) -> str:
 
 
 def journey_table(runs: Sequence[Path]) -> str:
-    """Format the table of a chain of runs, the last stage's F2 and the best constant prediction's."""
+    """Format the table of a chain of runs, the last F2, and the best constant prediction's F2."""
     text = journey(runs).to_string(index=False, float_format=six_digits)
     scores = json.loads((runs[-1] / "metrics.json").read_text())
     return (
@@ -142,7 +142,7 @@ def class_table(per_class: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def decision_table(decisions: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return one row per decision rule: its F2, and its gain over the first."""
+    """Return one row per decision rule: its F2, and its gain over the first rule."""
     rows = [
         [
             rule_name(row),
@@ -201,7 +201,7 @@ def preflight(cost: dict[str, Any]) -> str:
 
 
 def _step_lines(cost: dict[str, Any], step: str, prefix: str) -> list[str]:
-    """Format one step's memory and work on each device; its keys start with `prefix`."""
+    """Format one step's memory and work on each device, from the keys with this `prefix`."""
     return [
         f"{step} step, each device",
         f"  memory          {cost[prefix + 'peak_bytes'] / 1e9:12.2f} GB   arguments "

@@ -1,6 +1,6 @@
 """One run in several processes, joined by `jax.distributed`.
 
-The main process alone prints, and alone reads and writes the run folder: hosts need no shared disk.
+Only the main process prints and accesses the run folder, so hosts need no shared disk.
 JAX ends all processes when one is lost (status 134; its log names the task). JAX's coordinator and
 collectives open network ports, so the hosts must be on a trusted network.
 """
@@ -15,8 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-# Private: the key-value store of JAX's coordination service has no public name. It can wait as long
-# as the main process downloads or builds; a collective can time out.
+# Private: the key-value store of JAX's coordination service has no public name. A wait for a key
+# can last as long as the main process downloads or builds; a collective can time out.
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -33,9 +33,9 @@ _sync_points = itertools.count(1)
 
 
 def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
-    """Join the processes of a run as `config.hosts` says; call it before any other use of jax.
+    """Join the processes of a run by `config.hosts`; call it before any other use of jax.
 
-    With `saves_on_sigterm`, `stop_requested` reports a SIGTERM of any process. Raises BadInput if
+    With `saves_on_sigterm`, `stop_requested` reports a SIGTERM to any process. Raises BadInput if
     no cluster is found or its processes do not connect.
     """
     if not options.coordinator:
@@ -55,7 +55,7 @@ def initialize(options: ConfigDict, saves_on_sigterm: bool) -> None:
         raise BadInput(f"config.hosts.coordinator = {options.coordinator!r}: {error}") from error
     if not is_main_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    multihost_utils.sync_global_devices("planet_jax")  # gloo's wait to connect is limited
+    multihost_utils.sync_global_devices("planet_jax")  # gloo waits a limited time to connect
 
 
 def process_count() -> int:
@@ -69,7 +69,7 @@ def is_main_process() -> bool:
 
 
 def on_main(function: Callable[P, T]) -> Callable[P, T]:
-    """Call `function` in the main process alone; all processes return its result or its BadInput.
+    """Call `function` in the main process; all processes return its result or raise its BadInput.
 
     The result is sent as JSON: tuples become lists.
     """
@@ -94,7 +94,7 @@ def on_main(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def arrays_on_main(function: Callable[P, Arrays]) -> Callable[P, Arrays]:
-    """Do as `on_main` for a function that returns named arrays."""
+    """Apply `on_main` to a function that returns named arrays."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Arrays:
@@ -131,7 +131,7 @@ def require_same(values: Mapping[str, Any]) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """Wait for all processes; return their values in all of them. They are sent as JSON."""
+    """Wait for all processes; return the values of all in each. Values are sent as JSON."""
     if process_count() == 1:
         return [value]
     key = f"planet_jax/{next(_calls)}"
@@ -141,7 +141,7 @@ def gather(value: T) -> list[T]:
 
 
 def stop_requested() -> bool:
-    """Return whether SIGTERM reached any process; the same call answers the same in all."""
+    """Return whether SIGTERM reached any process; the same call returns the same in all."""
     if process_count() == 1 or global_state.preemption_sync_manager is None:
         return False
     return multihost_utils.reached_preemption_sync_point(next(_sync_points))

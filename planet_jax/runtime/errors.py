@@ -44,7 +44,7 @@ def resource_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in ADVICE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}: {ADVICE[error.errno]}"
-    if "No space left" in text or "quota exceeded" in text:  # in a page of text from Orbax
+    if "No space left" in text or "quota exceeded" in text:  # Orbax adds a page of text
         return f"No space left on the disk, or its quota exceeded: {FREE_SPACE}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         advice = "lower config.data.batch_size or data.size, or set train.precision=bfloat16"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders whose damage is found."""
+"""Atomic writes of files and folders, and digests that reveal a damaged folder."""
 
 import contextlib
 import fcntl
@@ -21,8 +21,8 @@ DIGESTS = "digests.json"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder; rename it to `path` when the block succeeds.
 
-    A file is flushed first, so a power cut leaves the older one or the new one. A block that raises
-    changes nothing. Temporary files and folders of killed processes are deleted.
+    A file is flushed first, so a power cut leaves the older file or the new file. A block that
+    raises changes nothing. Temporary files and folders of killed processes are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
@@ -98,7 +98,7 @@ def _is_running(process: str) -> bool:
 def lock_folder(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a folder; the system releases it when the process ends.
 
-    Raises BlockingIOError if another process holds it and `wait` is False.
+    Raises BlockingIOError if another process holds the lock and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:

@@ -1,11 +1,11 @@
-"""How glibc allocates memory, as far as it can be set from inside the process."""
+"""Settings of glibc's memory allocation that a process can change itself."""
 
 import contextlib
 import ctypes
 
 
 def limit_arenas() -> None:
-    """Limit glibc to two heaps: of eight a core, XLA's and Orbax's threads fragment each.
+    """Limit glibc to two heaps; by default, threads of XLA and Orbax fragment eight per core.
 
     Huge pages can only be set from outside: GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
     """

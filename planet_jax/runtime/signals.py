@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the system's own actions, but a training loop saves before SIGTERM ends it.
+"""Defer SIGTERM until a training loop has saved; otherwise SIGTERM and Ctrl-C end the process.
 
 Every file is written whole or not at all (`files`), so a process may end at any other moment.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class Stopped(SystemExit):
-    """SIGTERM ended the training loop after a save; the status is what a shell reports of it."""
+    """SIGTERM ended the training loop after a save; a shell reports SIGTERM as this status."""
 
     def __init__(self) -> None:
         super().__init__(143)
@@ -18,9 +18,9 @@ class Stopped(SystemExit):
 
 @contextlib.contextmanager
 def defer_sigterm(enabled: bool = True) -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets within the block, in place of ending the process.
+    """Yield an event that SIGTERM sets within the block, instead of ending the process.
 
-    Python sets handlers in the main thread alone; elsewhere, or if not `enabled`, nothing changes.
+    Python sets handlers only in the main thread. Elsewhere, or if not `enabled`, nothing changes.
     """
     received = threading.Event()
     if not enabled or threading.current_thread() is not threading.main_thread():

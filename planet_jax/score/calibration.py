@@ -11,7 +11,7 @@ from planet_jax.score.metrics import Probabilities, Targets, sigmoid
 
 BINS = 10
 MIN_PROBABILITY = 1e-12  # the logit of 0 or 1 is infinite
-MIN_FALL, MAX_STEPS = 1e-14, 50  # of Newton's method: the fall of the loss is half as large
+MIN_FALL, MAX_STEPS = 1e-14, 50  # Newton's method ends when the loss would fall by MIN_FALL / 2
 RIDGE = 1e-12  # the Hessian is singular if all logits of a class are equal
 
 
@@ -33,9 +33,9 @@ def _logit(probabilities: Probabilities) -> Probabilities:
 def fit_calibration(probabilities: Probabilities, targets: Targets) -> Calibration:
     """Fit slope and intercept of each class by maximum likelihood, with Platt's prior.
 
-    Targets 1 and 0 become (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2), so that a class with few chips does
-    not become certain (Platt 1999). Slopes are at least 0: the order of chips is never reversed.
-    Without chips the calibration is the identity.
+    Targets 1 and 0 become (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2), so that few chips do not give
+    probabilities near 0 or 1 (Platt 1999). Slopes are at least 0, so the order of chips is never
+    reversed. Without chips the calibration is the identity.
     """
     if len(targets) == 0:
         return Calibration(np.ones(targets.shape[1]), np.zeros(targets.shape[1]))
@@ -48,7 +48,7 @@ def _fit_class(z: Float[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> Floa
     positives = true.sum()
     target = np.where(true, (positives + 1) / (positives + 2), 1 / (len(true) - positives + 2))
     slope, offset = _minimize(z, target)
-    # The loss is convex: if the best slope is negative, the best slope of those allowed is 0.
+    # The loss is convex: if its minimum has a negative slope, the best allowed slope is 0.
     return np.array([slope, offset] if slope >= 0 else [0.0, scipy.special.logit(target.mean())])
 
 
@@ -73,7 +73,7 @@ def _loss(x: np.ndarray, z: np.ndarray, target: np.ndarray) -> tuple[float, np.n
 
 @compiled
 def _minimize(z: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the slope and offset of least `_loss`, by Newton's method from (1, 0)."""
+    """Return the slope and offset that minimize `_loss`, by Newton's method from (1, 0)."""
     best = np.array([1.0, 0.0])
     value, gradient, hessian = _loss(best, z, target)
     for _ in range(MAX_STEPS):
@@ -82,14 +82,14 @@ def _minimize(z: np.ndarray, target: np.ndarray) -> np.ndarray:
         step /= a * c - b * b
         if gradient @ step < MIN_FALL:
             return best - step
-        for _ in range(MAX_STEPS):  # halved until the loss falls
+        for _ in range(MAX_STEPS):  # halve the step until the loss falls
             trial = best - step
             new_value, new_gradient, new_hessian = _loss(trial, z, target)
             if new_value < value:
                 break
             step *= 0.5
         else:
-            return best  # rounding: no step is better
+            return best  # rounding: no step lowers the loss
         best, value, gradient, hessian = trial, new_value, new_gradient, new_hessian
     return best
 
@@ -99,8 +99,9 @@ def reliability(
 ) -> list[dict[str, float]]:
     """Group all entries by probability into bins of equal width; empty bins are left out.
 
-    A bin is (`low`, `high`], the first one includes 0. It has the number of `entries`, their mean
-    `probability`, and the `share` of them that is true; calibrated probabilities equal the share.
+    A bin is (`low`, `high`]; the first bin includes 0. Each bin has the number of `entries`, their
+    mean `probability`, and the `share` of true entries. For calibrated probabilities, `probability`
+    equals `share`.
     """
     p, true = probabilities.ravel(), targets.ravel() > 0
     index = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
@@ -119,7 +120,7 @@ def reliability(
 
 
 def calibration_error(probabilities: Probabilities, targets: Targets, bins: int = BINS) -> float:
-    """Return the ECE: the mean of |probability - share| of the bins, weighted by entries."""
+    """Return the ECE: the mean of |probability - share| over bins, weighted by entries."""
     table = reliability(probabilities, targets, bins)
     total = sum(row["entries"] * abs(row["probability"] - row["share"]) for row in table)
     return float(total / probabilities.size)

@@ -38,7 +38,7 @@ def swaps(
 def pairs(
     predicted: Bool[np.ndarray, "n classes"], true: Bool[np.ndarray, "n classes"], most: int
 ) -> list[Pair]:
-    """Return at most `most` pairs that are true or predicted, the largest difference first."""
+    """Return at most `most` pairs that occur, the largest |true - predicted| first."""
     counts_true, counts_predicted = _together(true, true), _together(predicted, predicted)
     a, b = np.nonzero(np.triu(counts_true + counts_predicted, k=1))
     order = np.argsort(-np.abs(counts_true - counts_predicted)[a, b], kind="stable")[:most]
@@ -51,5 +51,8 @@ def pairs(
 def _together(
     a: Bool[np.ndarray, "n classes"], b: Bool[np.ndarray, "n classes"]
 ) -> Int[np.ndarray, "classes classes"]:
-    """Return [i, j]: the number of chips with label i in `a` and j in `b`; floats are faster."""
+    """Return [i, j]: the number of chips with label i in `a` and label j in `b`.
+
+    The product is in floats, which is faster.
+    """
     return np.rint(a.T.astype(np.float64) @ b.astype(np.float64)).astype(int)

@@ -16,7 +16,7 @@ from planet_jax.score.expected_fbeta import best_expected_fbeta
 from planet_jax.score.metrics import Predicted, Probabilities, Targets
 from planet_jax.score.weather import Weather, obey_weather
 
-MIN_GAIN = 1e-9  # in summed F-beta: smaller differences between thresholds are rounding
+MIN_GAIN = 1e-9  # of the summed score: a smaller gain is a rounding error
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Decision:
 
     Attributes:
       rule: threshold, per_class or expected_f2.
-      thresholds: one per class; a label is predicted above it. expected_f2 ignores them.
-        per_class compares them with uncalibrated probabilities, to which they were fitted.
+      thresholds: one per class; a label is predicted if its probability is above it. expected_f2
+        ignores thresholds. per_class fits and compares with uncalibrated probabilities.
       calibration: applied to the probabilities first, or None.
       weather: the columns of the weather rule, or None.
     """
@@ -45,7 +45,7 @@ class Decision:
         return obey_weather(predicted, calibrated, self.weather) if self.weather else predicted
 
     def calibrated(self, probabilities: Probabilities) -> Probabilities:
-        """Return the calibrated probabilities, or the same ones without a calibration."""
+        """Return the calibrated probabilities; without a calibration, return them unchanged."""
         return self.calibration(probabilities) if self.calibration else probabilities
 
 
@@ -77,7 +77,7 @@ def cross_fit(
     targets: Targets,
     fold: Int[np.ndarray, " n"],
 ) -> np.ndarray:
-    """Fit on all other folds, apply to each fold, and return the results [n, classes]."""
+    """For each fold, fit to all other folds and apply the fit; return results [n, classes]."""
     numbers = np.unique(fold)
     parts = [
         fit(probabilities[fold != k], targets[fold != k])(probabilities[fold == k]) for k in numbers
@@ -100,14 +100,14 @@ def fit_thresholds(
     One class at a time is set to its best threshold while the others stay fixed. A threshold
     changes only if the score rises. The sweeps over classes end when no threshold changes.
     """
-    probabilities = np.asfortranarray(probabilities)  # columns are read, one after the other
+    probabilities = np.asfortranarray(probabilities)  # column after column is read
     true = np.asfortranarray(targets > 0)
     classes = range(probabilities.shape[1])
     thresholds = np.full(len(classes), float(start))
     predicted = probabilities > thresholds
     order = np.argsort(-probabilities.T, axis=1, kind="stable")  # [classes, n]
     ranked = np.take_along_axis(probabilities.T, order, axis=1)
-    hits, chosen = (predicted & true).sum(1), predicted.sum(1)  # of all classes
+    hits, chosen = (predicted & true).sum(1), predicted.sum(1)  # per chip, of all classes
     base = beta**2 * true.sum(1)
     for _ in range(sweeps):
         changed = False
@@ -136,13 +136,13 @@ def _best_count(
     true: np.ndarray,
     current: int,
 ) -> int:
-    """Return for how many of the most probable chips to predict a class, or -1 to keep `current`.
+    """Return how many of the most probable chips get the class, or -1 to keep `current`.
 
-    What the class adds to a chip's F-beta depends on that chip alone, because the other classes are
-    fixed. `hits` and `base`, which is b² true + predicted, are without the class; `true` is the
-    class itself. `order` ranks the chips, and `ranked` are their probabilities, descending.
+    The other classes are fixed, so the class changes each chip's F-beta independently. `base` is
+    b² true + predicted. `hits` and the predicted labels in `base` exclude the class. `true` is the
+    class's own column. `order` ranks the chips by their probabilities, `ranked`, descending.
     """
-    total = best = at_current = 0.0  # k = 0 is possible, since no probability exceeds 1
+    total = best = at_current = 0.0  # scores of k = 0: a threshold of 1 predicts no chip
     k = 0
     for i in range(len(order)):
         chip = order[i]
@@ -156,7 +156,10 @@ def _best_count(
 
 
 def _threshold_after(ranked: Float[np.ndarray, " n"], k: int) -> float:
-    """Return a threshold that only the first k values exceed: the middle if floats have it."""
+    """Return a threshold that only the first k values exceed.
+
+    It is the middle between two values, or the lower value if floats have no middle.
+    """
     above, below = np.concatenate([[1.0], ranked, [0.0]])[k : k + 2]
     middle = (above + below) / 2
     return float(middle if middle < above else below)

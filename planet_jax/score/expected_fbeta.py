@@ -10,21 +10,21 @@ from planet_jax.compiled import compiled
 from planet_jax.score.metrics import Predicted, Probabilities
 from planet_jax.score.weather import Weather
 
-MARGIN = 1e-9  # smaller differences between expectations are rounding
+MARGIN = 1e-9  # smaller differences between expectations are rounding errors
 
 
 def best_expected_fbeta(
     probabilities: Probabilities, beta: float = 2.0, weather: Weather | None = None
 ) -> Predicted:
-    """Return the labels of highest expected F-beta for each chip, if labels are independent.
+    """Return each chip's labels of highest expected F-beta, for independent labels.
 
-    A set of k labels scores (1 + b²) hits / (b² true + k), and 0 without labels. For a fixed k the
-    most probable labels are the best (Lewis 1995), so only their number is searched.
+    A set of k labels scores (1 + b²) hits / (b² true + k), and an empty set scores 0. For a fixed k
+    the k most probable labels are the best (Lewis 1995), so only k is searched.
 
-    With `weather` the truth obeys its rule, and only sets that obey it are considered. Exactly one
-    weather tag is true, with probabilities normalized to a sum of 1, and `cloudy` excludes all
-    other labels. The other labels are independent given the tag. Each label's own probability is
-    kept as far as the rule allows.
+    With `weather`, the truth and the predicted sets obey the weather rule. Exactly one weather tag
+    is true; the tags' probabilities are normalized to a sum of 1. `cloudy` excludes all other
+    labels. The other labels are independent given the tag. Each label keeps its own probability as
+    far as the rule allows.
 
     Ye, Chai, Lee, Chieu: Optimizing F-measures: a tale of two approaches (ICML 2012). Waegeman et
     al.: On the Bayes-optimality of F-measure maximizers (JMLR 15, 2014).
@@ -49,7 +49,7 @@ def _best_with_weather(p: Probabilities, beta: float, weather: Weather) -> Predi
     cloudy = sky[:, is_cloudy][:, 0]
     tag = np.where(is_cloudy, -1, sky).argmax(1)
     others = np.minimum(p / np.where(cloudy < 1, 1 - cloudy, 1)[:, None], 1)
-    others[:, columns] = 0  # last in the order
+    others[:, columns] = 0  # ranked last
     order = np.argsort(-others, axis=1, kind="stable")
     ranked = np.take_along_axis(others, order, axis=1)
     best_tag = np.take_along_axis(sky, tag[:, None], axis=1)[:, 0]
@@ -75,14 +75,15 @@ def expected_scores(
     share: Float[np.ndarray, " n"],
     extra: int,
 ) -> Float[np.ndarray, "n sizes"]:
-    """Return the expected F-beta of the first 0, 1, ... classes labels, ranked by probability.
+    """Return the expected F-beta of the k most probable labels, for k = 0 to `classes`.
 
-    With `extra` = 1 the set also holds one weather tag, true with probability `tag`. The ranked
-    labels are then true only in the `share` of truths that are not cloudy, beside some tag.
+    With `extra` = 1 each set also holds one weather tag, which is true with probability `tag`. Each
+    truth then also holds one tag. The ranked labels are true only if the truth is not cloudy, which
+    has probability `share`.
 
     1 / (b² true + k) is the integral of v^(b² true + k - 1) from 0 to 1. Under the integral the
     labels' factors (1 - p + p v^b²) multiply, because labels are independent. The quadrature of
-    `_nodes` makes it O(classes^1.5) per chip. Every term is positive, so nothing cancels.
+    `_nodes` takes O(classes^1.5) steps per chip. Every term is positive, so nothing cancels.
     """
     classes = ranked.shape[1]
     v, weights = _nodes(classes + extra, beta)
@@ -122,8 +123,8 @@ def _sum_over_nodes(
 def _nodes(labels: int, beta: float) -> tuple[np.ndarray, np.ndarray]:
     """Return Gauss-Legendre nodes and weights on [0, 1] for `expected_scores`.
 
-    The integrand is a sum of positive monomials. Half the degree's number of nodes is exact. The
-    relative error of 2.75 sqrt(degree) nodes is below 1e-9 for every monomial, so for their sum.
+    The integrand is a sum of positive monomials. degree // 2 + 1 nodes are exact. With
+    2.75 sqrt(degree) nodes every monomial, and so the sum, has a relative error below 1e-9.
     """
     degree = sum((beta**2).as_integer_ratio()) * labels
     count = min(degree // 2 + 1, math.ceil(2.75 * math.sqrt(degree)) + 2)

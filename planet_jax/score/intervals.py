@@ -1,7 +1,7 @@
 """Compute confidence intervals by the percentile bootstrap (Efron 1979).
 
 A resample draws n of the n chips with replacement. The interval of a score is the middle 95% of its
-values over the resamples. It covers the choice of chips, not the seed of the training.
+values over the resamples. The interval covers the choice of chips, not the seed of the training.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 def resamples(rng: np.random.Generator, n: int, count: int) -> Float[np.ndarray, "count n"]:
-    """Draw resamples; return how often each chip is in each of them (float32, exact integers)."""
+    """Draw resamples; return how often each one holds each chip (float32, exact integers)."""
     drawn = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
     return np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float32)
 

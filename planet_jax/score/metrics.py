@@ -9,7 +9,7 @@ Probabilities = Float[np.ndarray, "n classes"]
 Targets = UInt8[np.ndarray, "n classes"]
 Predicted = Bool[np.ndarray, "n classes"]
 RESAMPLES_AT_ONCE = 128  # their weights fit the CPU's cache
-SAME_SCORE = 1e-6  # relative: `fbeta_per_chip` decides between scores as close as this
+SAME_SCORE = 1e-6  # relative; `fbeta_per_chip` compares scores that are this close
 
 
 def sigmoid(logits: Float[np.ndarray, "n classes"]) -> Probabilities:
@@ -61,14 +61,14 @@ def fbeta_per_chip(
 def best_constant(
     targets: Targets, beta: float = 2.0
 ) -> tuple[float, Bool[np.ndarray, " classes"]]:
-    """Return the best F-beta of predicting one set of labels for every chip, and that set.
+    """Return the F-beta and the labels of the best constant prediction.
 
     A chip's F-beta is (1 + b²) hits / (b² true + predicted). For a set of k labels the denominator
-    is fixed, so each label contributes a fixed sum over chips. The best k labels have the highest.
+    is fixed, so each label adds a fixed sum over chips. The best k labels have the highest sums.
     """
     true = targets > 0
     classes, count = true.shape[1], true.sum(1)
-    # Chips with equally many labels have one denominator: by_count[t, c] chips of t have label c.
+    # Chips with t labels have the same denominator; by_count[t, c] of these chips have label c.
     by_count = np.zeros((classes + 1, classes))
     np.add.at(by_count, count, true)
     t, k = np.arange(classes + 1), np.arange(1, classes + 1)
@@ -112,13 +112,13 @@ def per_class(
 def average_precision(
     probabilities: Probabilities, targets: Targets, weights: Float[np.ndarray, "resamples n"]
 ) -> Float[np.ndarray, "resamples classes"]:
-    """Return average precision (scikit-learn's): the sum of precision × recall gained.
+    """Return scikit-learn's average precision: the sum of precision × gain in recall.
 
     Chips of equal probability pass a threshold together. A class without true chips scores 0.
     """
     order = np.argsort(-probabilities.T, axis=1, kind="stable")
     ranked = np.take_along_axis(probabilities.T, order, axis=1)
-    last = np.diff(ranked, axis=1, append=-1) != 0  # of the chips with each probability
+    last = np.diff(ranked, axis=1, append=-1) != 0  # the last chip with its probability
     true = np.take_along_axis(targets.T > 0, order, axis=1)
     out = np.zeros((len(weights), probabilities.shape[1]))
     for i in range(0, len(weights), RESAMPLES_AT_ONCE):

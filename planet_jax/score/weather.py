@@ -1,4 +1,4 @@
-"""Apply the competition's weather rule: one weather tag per chip, no other tag with `cloudy`."""
+"""Apply the competition's weather rule: one weather tag per chip; `cloudy` excludes all others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class Weather:
 
 
 def weather_of(classes: Sequence[str]) -> Weather | None:
-    """Return the weather columns of a vocabulary, or None unless it has all four tags."""
+    """Return the weather columns of a vocabulary, or None if a tag is missing."""
     if not set(TAGS) <= set(classes):
         return None
     return Weather(tuple(classes.index(tag) for tag in TAGS), classes.index(CLOUDY))
 
 
 def obey_weather(predicted: Predicted, probabilities: Probabilities, weather: Weather) -> Predicted:
-    """Keep only the most probable weather tag of each chip, and remove all others from `cloudy`."""
+    """Predict only the most probable weather tag of each chip; `cloudy` removes all other tags."""
     columns = np.array(weather.columns)
     chosen = columns[probabilities[:, columns].argmax(1)]
     obeying = predicted.copy()

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: `latest` to resume from, `best` by F2, kept apart.
+"""Orbax checkpoints of a run: `latest` to resume from, and `best` by F2, in separate folders.
 
 A checkpoint is the folder `checkpoints/KIND/STEP`, written whole or not at all. It holds `weights`
 (parameters and BatchNorm statistics), `meta` (JSON, `Metadata`) and `digests.json` (the SHA-256 of
@@ -30,16 +30,16 @@ logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def to_host(tree: Any) -> Flat:
-    """Copy a tree to `{"params/head/bn1/bias": array, ...}`; a step reuses the tree's memory."""
+    """Copy a tree, whose memory the next step reuses, to `{"params/head/bn1/bias": array, ...}`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): np.array(leaf) for path, leaf in leaves}
 
 
 def from_host(flat: Flat, template: Any, where: str) -> Any:
-    """Return the tree of `template` with the arrays of `flat`.
+    """Return a tree like `template` with the arrays of `flat`.
 
     Raises:
-      BadInput: arrays are missing, unknown or of another shape or type; it names them.
+      BadInput: arrays are missing, unknown or of another shape or type; the message names them.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     expected = {_name(path): leaf for path, leaf in paths}
@@ -81,7 +81,7 @@ def open_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Checkpoi
     """Verify and open the newest undamaged checkpoint of a run; None if the run has none.
 
     Raises:
-      BadInput: every checkpoint is damaged, or with `newest_only` the newest one is.
+      BadInput: every checkpoint is damaged; with `newest_only`, the newest checkpoint is damaged.
     """
     content = _read_newest(run / "checkpoints" / kind, newest_only)
     return None if content is None else Checkpoint(run, kind, Metadata.from_json(content))
@@ -143,7 +143,7 @@ def _restore(path: Path, items: tuple[str, ...]) -> Flat:
 
 
 def process_checkpointer() -> ocp.Checkpointer:
-    """Return a checkpointer of this process alone: the arrays are host arrays, equal everywhere."""
+    """Return a checkpointer for this process alone; all processes have equal host arrays."""
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"

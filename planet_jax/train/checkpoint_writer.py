@@ -1,4 +1,4 @@
-"""Write checkpoints whole: in a thread, under a temporary name, sealed, then renamed."""
+"""Write checkpoints in a thread: write under a temporary name, seal, then rename."""
 
 import errno
 import os
@@ -18,16 +18,16 @@ from planet_jax.runtime.progress import notify
 from planet_jax.train.checkpoint import Flat, list_steps, process_checkpointer
 from planet_jax.train.metadata import Metadata
 
-WRITE_ATTEMPTS = 5  # Orbax's timeouts use the wall clock, so a clock change can end them
-SPARE_BYTES = 2**21  # room for what Orbax adds to the arrays
+WRITE_ATTEMPTS = 5  # Orbax's timeouts use the wall clock, so a clock change can trigger them
+SPARE_BYTES = 2**21  # space for the data that Orbax adds to the arrays
 KEEP = 2  # checkpoints of each kind: the older one is used if the newer one is damaged
 
 
 class CheckpointWriter:
     """Write checkpoints in a thread, one after the other, while training continues.
 
-    A context manager that waits for the last write. The run folder must be locked. Checkpoints
-    newer than `resumed_step` are removed, because those steps run again.
+    On exit, the context manager waits for the last write. The run folder must be locked.
+    Checkpoints newer than `resumed_step` are removed, because those steps run again.
     """
 
     def __init__(self, run: Path, resumed_step: int) -> None:
@@ -57,13 +57,13 @@ class CheckpointWriter:
             self._write = self._thread.submit(self._write_all, dict(kinds), metadata)
 
     def wait(self) -> None:
-        """Wait for the current write; raise what `raise_failure` raises."""
+        """Wait for the current write, then call `raise_failure`."""
         if self._write is not None:
             self._write.exception()
         self.raise_failure()
 
     def raise_failure(self) -> None:
-        """Raise the error of the last write, if it has ended with one.
+        """Raise the error of the last write if that write failed.
 
         Raises:
           BadInput: the disk is full or not writable.

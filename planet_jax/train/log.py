@@ -1,7 +1,7 @@
 """The tables of a run: steps.csv (a row per training step) and history.csv (a row per epoch).
 
-A checkpoint holds their lengths and SHA-256, so a resumed run cuts off the rows of steps that it
-repeats. Times come from a monotonic clock.
+A checkpoint holds the lengths and SHA-256 of the tables. A resumed run uses these to cut off the
+rows of steps that it repeats. Times come from a monotonic clock.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class LogState:
-    """What a checkpoint holds of the log; its size does not grow with the run."""
+    """The state of the log in a checkpoint; its size does not grow with the run."""
 
     steps: Mark
     history: Mark
@@ -90,7 +90,7 @@ class Table:
                 temporary.write_bytes(content)
 
     def add(self, *values: float) -> None:
-        """Append a row; each float is written so that it reads back the same."""
+        """Append a row; each float has enough digits to be read back exactly."""
         row = (",".join(repr(value) for value in values) + "\n").encode()
         self.length += len(row)
         self.sha256.update(row)
@@ -106,7 +106,7 @@ class Table:
 
 
 class TrainLog:
-    """Write steps.csv and history.csv; a step's row after the next step's dispatch.
+    """Write steps.csv and history.csv; a step's row is written after the next step's dispatch.
 
     Attributes:
       smooth: the smoothed training loss.
@@ -139,16 +139,16 @@ class TrainLog:
 
     @contextlib.contextmanager
     def waiting(self, cause: str) -> Iterator[None]:
-        """Count the time of the block as this step's wait for its `input` or for a `save`."""
+        """Count the time of the block as a wait of this step; `cause` is `input` or `save`."""
         start = time.monotonic()
         yield
         self._waits[cause] += time.monotonic() - start
 
     def add_step(self, step: int, loss: jax.Array) -> None:
-        """Write the row of the step before; the loss of this one is still being computed.
+        """Write the row of the previous step, because this step's loss is still being computed.
 
         Raises:
-          RunFailed: the loss of the step before is not finite.
+          RunFailed: the loss of the previous step is not finite.
         """
         self.flush()
         self._pending = step, loss

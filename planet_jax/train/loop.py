@@ -23,7 +23,7 @@ from planet_jax.train.validate import validate
 
 
 def train(stage: Stage, run: Path, start: Start) -> None:
-    """Train a stage in the run folder `run`, from its start or its latest checkpoint.
+    """Train a stage in the run folder `run`, from the checkpoint or the weights of `start`.
 
     Writes checkpoints/, config.json, steps.csv and history.csv. The loss of a step is read after
     the next step was dispatched, so the devices do not wait for Python.
@@ -53,7 +53,7 @@ def train(stage: Stage, run: Path, start: Start) -> None:
                 batch = next(batches)
             lr, beta1 = stage.schedule.lr[step], stage.schedule.beta1[step]
             state, loss = stage.train_step(state, batch, lr, beta1)
-            log.add_step(step, loss)  # reads the loss of the step before
+            log.add_step(step, loss)  # reads the loss of the previous step
             step += 1
             advance(note=f"loss {log.smooth.value:.4f}" if log.smooth.count else "")
             saver.writer.raise_failure()
@@ -117,7 +117,7 @@ class _Saver:
         return (step, self.log.epochs) != self._saved
 
     def is_due(self, step: int) -> bool:
-        """Return True at an epoch's end, after `train.save_every` steps or `train.save_minutes`."""
+        """Return whether to save: at an epoch's end, or by `train.save_every` or `save_minutes`."""
         options, minutes = self.stage.config.train, (time.monotonic() - self._saved_at) / 60
         return self.has_unsaved(step) and (
             step % self.stage.steps_per_epoch == 0
@@ -138,7 +138,7 @@ class _Saver:
             if not all(np.isfinite(array).all() for array in weights.values()):
                 raise divergence_error(self.run, "a parameter", step - 1)
             optimizer = to_host({"step": state.step, "opt_state": state.opt_state})
-            # `best` comes first: a run that resumes from this `latest` needs it.
+            # `best` is written first: a run that resumes from this `latest` needs this `best`.
             kinds = {"best": {"weights": weights}} if is_best else {}
             kinds["latest"] = {"weights": weights, "optimizer": optimizer}
             self.writer.save(kinds, self._metadata(step))

@@ -24,10 +24,11 @@ def range_rates(steps: int, start_lr: float, end_lr: float) -> Float[np.ndarray,
 
 
 def run(stage: Stage, state: TrainState) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Return the learning rates (one for all groups) and smoothed losses of a test from `state`.
+    """Return the learning rates (equal for all groups) and smoothed losses of a test from `state`.
 
-    Weight decay is on and momentum stays at 0.9. The test stops when the smoothed loss exceeds four
-    times its best, or is NaN; that point is kept if it is finite. A copy of `state` is trained.
+    Weight decay is on and momentum stays at 0.9. The test stops when the smoothed loss is NaN or
+    exceeds four times its best value. The last point is kept if it is finite. A copy of `state` is
+    trained.
 
     Raises:
       RunFailed: the first loss is not finite.

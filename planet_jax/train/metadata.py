@@ -1,4 +1,4 @@
-"""The metadata of a checkpoint and its run, as typed fields: one writer and one reader."""
+"""The metadata of a checkpoint and its run, as typed fields with one writer and one reader."""
 
 import dataclasses
 import importlib.metadata
@@ -13,13 +13,13 @@ from planet_jax.config import as_json, flatten
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.log import LogState, Mark, Smooth
 
-FORMAT = 2  # raise it when an older planet_jax cannot read what this one writes
+FORMAT = 2  # raise it when older versions of planet_jax cannot read a new checkpoint
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """The options of a run and what ran it; also the content of config.json."""
+    """The options, software and devices of a run; also the content of config.json."""
 
     config: dict[str, Any]  # {"data.size": 128, ...}
     versions: dict[str, str]
@@ -44,14 +44,14 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What is needed to understand a checkpoint, and to resume from it.
+    """The facts needed to understand a checkpoint and to resume from it.
 
     Attributes:
       step, steps, steps_per_epoch: steps so far, steps of the whole stage, steps per epoch.
       epoch_offset: epochs of the stages before this one.
       classes: the vocabulary, in the order of the logits.
       train_chips, valid_chips: how many chips train and validate.
-      train_fingerprint, valid_fingerprint: SHA-256 of their names and labels.
+      train_fingerprint, valid_fingerprint: SHA-256 of the chips' names and labels.
       provenance: options, versions, devices.
       log: the state of steps.csv and history.csv; None if the checkpoint has format 1.
     """
@@ -80,10 +80,10 @@ class Metadata:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Metadata":
-        """Read the content that `to_json`, or format 1 of an older planet_jax, wrote.
+        """Read the content that `to_json` wrote, or the format 1 of an older planet_jax.
 
         Raises:
-          BadInput: a newer planet_jax wrote it.
+          BadInput: a newer planet_jax wrote the content.
         """
         content = dict(content)
         match content.pop("format", None):

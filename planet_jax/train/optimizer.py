@@ -1,8 +1,8 @@
 """Adam as fastai v1 uses it: a learning rate for each layer group, freezing, one cycle.
 
 Learning rates and momentum are inputs of the step, from a table computed in float64 before
-training. So one compiled step serves every schedule, the LR-range test's too, and rates near 0 do
-not suffer from the cancellation of float32 cosines.
+training. So one compiled step serves every schedule, including the LR-range test. The
+float64 table avoids the cancellation of float32 cosines at rates near 0.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,9 @@ class Schedule:
 def group_rates(lr: tuple[float, ...]) -> Float[np.ndarray, "3"]:
     """Return one peak rate for each group.
 
-    `lr` has one rate for all groups; two, spaced geometrically from stem to head; or three.
-    fastai's `slice(a, b)` is the tuple of two; its `slice(b)` is `(b / 10, b / 10, b)`.
+    `lr` has one rate for all groups, two rates (for the stem and the head; the rate between is
+    their geometric mean), or three rates. fastai's `slice(a, b)` is `(a, b)`; its `slice(b)` is
+    `(b / 10, b / 10, b)`.
     """
     if len(lr) == 2:
         return np.geomspace(*lr, num=len(GROUPS))
@@ -48,13 +49,13 @@ def one_cycle(
     """Return fastai v1's one-cycle schedule (Smith 2018, arXiv:1803.09820).
 
     Rates rise by a cosine from rate / div to rate in the first `int(warm_up * steps)` steps, while
-    momentum falls. Then they fall to rate / (div * final_div), which would be in force one step
-    after the last, while momentum rises.
+    momentum falls. Then rates fall while momentum rises. One step after the last, the rate
+    would be rate / (div * final_div).
     """
     rising = int(warm_up * steps)
     step = np.arange(steps)
     part = np.where(step < rising, step / max(rising, 1), (step - rising) / max(steps - rising, 1))
-    share = (1 - np.cos(np.pi * part)) / 2  # of the current phase, along its cosine
+    share = (1 - np.cos(np.pi * part)) / 2  # share of the current phase, along its cosine
     up, share_2d = (step < rising)[:, None], share[:, None]
     low, end = rates / div, rates / (div * final_div)
     high_momentum, low_momentum = momentum
@@ -66,7 +67,7 @@ def one_cycle(
 
 
 def group_labels(params: Params) -> Params:
-    """Return the tree of the parameters' layer groups.
+    """Return a tree like `params` with each parameter's layer group.
 
     Raises:
       ValueError: a parameter belongs to no group.
@@ -99,9 +100,9 @@ def adam(
 ) -> optax.GradientTransformation:
     """Return Adam with decoupled weight decay and a learning rate for each group.
 
-    The update is p (1 - lr wd) - lr adam(g) for every parameter, BatchNorm's and biases too, as
-    with fastai's `true_wd` and `bn_wd`. `labels` is the tree of `group_labels`. The state does not
-    depend on the rates, so each step builds its own optimizer from that step's rates.
+    The update is p (1 - lr wd) - lr adam(g) for every parameter, including BatchNorm parameters
+    and biases, as with fastai's `true_wd` and `bn_wd`. `labels` is the tree of `group_labels`. The
+    state does not depend on the rates, so each step builds its own optimizer from its rates.
     """
     groups = {
         group: optax.adamw(lr[i], b1=beta1, b2=beta2, eps=eps, weight_decay=weight_decay)

@@ -1,4 +1,4 @@
-"""What may change between the start of a run and a resume of it."""
+"""Check what changed between the start of a run and its resume."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from planet_jax.train.start import Start
 
 
 def is_finished(start: Start, config: ConfigDict) -> bool:
-    """Return whether a stage's own checkpoint is the end of the run that `config` describes.
+    """Return whether a stage's own checkpoint completes the run that `config` describes.
 
     Raises:
       BadInput: options differ, and `train.allow_changes` is False.
@@ -27,7 +27,7 @@ def is_finished(start: Start, config: ConfigDict) -> bool:
 
 
 def changed_options(metadata: Metadata, config: ConfigDict, run: Path) -> dict[str, Any]:
-    """Return the saved values of the changed options that a resume must keep equal.
+    """Return the saved values of changed options, except those that may change on resume.
 
     Raises:
       BadInput: such an option changed, and `train.allow_changes` is False.
@@ -81,7 +81,7 @@ def check_chips(stage: Stage, metadata: Metadata, run: Path, kinds: tuple[str, .
     """Refuse a run that trained or validated on other chips or labels.
 
     Raises:
-      BadInput: they differ; it names the run and the data.
+      BadInput: the chips or labels differ; the message names the run and the data.
     """
     if _changed_chips(stage, metadata).keys() & {f"{kind}_fingerprint" for kind in kinds}:
         raise BadInput(
@@ -91,7 +91,7 @@ def check_chips(stage: Stage, metadata: Metadata, run: Path, kinds: tuple[str, .
 
 
 def _changed_chips(stage: Stage, metadata: Metadata) -> dict[str, str]:
-    """Return the saved fingerprints that are not those of the stage's chips."""
+    """Return the saved fingerprints that differ from those of the stage's chips."""
     labels = stage.data.labels
     pairs = {
         "train_fingerprint": (metadata.train_fingerprint, stage.train_rows),

@@ -1,4 +1,4 @@
-"""The run folder: one training process at a time, and refused before any work if not writable."""
+"""Lock the run folder for one training process, and check early that it is writable."""
 
 import contextlib
 import shutil
@@ -16,7 +16,7 @@ def check_writable(run: Path) -> None:
     """Refuse a folder that cannot be created or written to.
 
     Raises:
-      BadInput: naming the folder and the reason.
+      BadInput: the message names the folder and the reason.
     """
     is_new = not run.exists()
     try:
@@ -31,12 +31,12 @@ def check_writable(run: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(run: Path) -> Iterator[None]:
-    """Hold the run folder in the main process; remove a new one if the block refuses its input.
+    """Lock the run folder in the main process; remove a new folder if the block raises BadInput.
 
-    What a killed process has left unfinished in checkpoints/ is removed first.
+    Unfinished files of a killed process in checkpoints/ are removed first.
 
     Raises:
-      BadInput: another process holds it, or it cannot be written to.
+      BadInput: another process has locked the folder, or the folder cannot be written to.
     """
     check_writable(run)
     is_new = not run.exists()

@@ -26,9 +26,9 @@ class Stage:
 
     Attributes:
       config, data: the checked config and the data set.
-      train_rows, valid_rows: rows of the data set that train and that validate.
+      train_rows, valid_rows: rows of the training and validation chips.
       epoch_offset: epochs of the stages before this one. A chain of stages numbers its epochs
-        continuously, and the number selects the order, augmentation and dropout.
+        continuously, and an epoch's number selects its order, augmentation and dropout.
     """
 
     config: ConfigDict
@@ -85,9 +85,9 @@ class Stage:
     def train_step(
         self, state: TrainState, batch: loader.Batch, lr: Float[np.ndarray, "3"], beta1: float
     ) -> tuple[TrainState, Array]:
-        """Dispatch one step at these rates; returns the state and the loss, still being computed.
+        """Dispatch one step at these rates; return the state and the loss before they are computed.
 
-        `state` is donated: its memory is used for the new one.
+        `state` is donated: its memory is used for the new state.
         """
         devices = jax.local_device_count()
         sharded = {name: to_devices(array, devices) for name, array in batch.items()}
@@ -124,11 +124,11 @@ class Stage:
 
 
 def make_stage(config: ConfigDict, epoch_offset: int = 0) -> Stage:
-    """Prepare the chips and split them into those that train and validate.
+    """Prepare the chips and split them into training and validation chips.
 
     Raises:
-      BadInput: as `prepare` and `split_rows`; no chip validates; or the devices cannot share
-        a batch.
+      BadInput: as `prepare` and `split_rows`; there is no validation chip; the devices cannot
+        share a batch.
     """
     options, data = config.data, prepare(config.data, config.sample)
     n = len(data.labels.names)
@@ -155,10 +155,10 @@ def process_share() -> loader.Share:
 
 
 def check_batch(batch_size: int, devices: int = 0) -> None:
-    """Refuse a batch that cannot be divided evenly over the devices (0: those of this run).
+    """Refuse a batch size that is not a multiple of `devices` (0: the devices of this run).
 
     Raises:
-      BadInput: it cannot; the message names the nearest sizes that can.
+      BadInput: the size is not a multiple; the message names the nearest multiples.
     """
     devices = devices or jax.device_count()
     if batch_size % devices:

@@ -28,8 +28,8 @@ class Start:
     """Where a stage starts: at a checkpoint, or at `model.weights` if both fields are None.
 
     Attributes:
-      own: the latest checkpoint of this run, to resume.
-      previous: the last checkpoint of `init_from`, whose weights start a new run.
+      own: the latest checkpoint of this run, to resume from.
+      previous: the latest checkpoint of `init_from`, whose weights start a new run.
     """
 
     own: Checkpoint | None = None
@@ -47,11 +47,11 @@ class Start:
 
 
 def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = True) -> Start:
-    """Open the checkpoint that the stage starts from, or check that its weights exist.
+    """Open the checkpoint that the stage starts from, or check that `model.weights` exist.
 
     Raises:
-      BadInput: every checkpoint is damaged. With `needs_weights`, also if the newest one of
-        `init_from` is damaged or the weights are missing.
+      BadInput: every checkpoint is damaged. With `needs_weights`, also: the newest checkpoint
+        of `init_from` is damaged, or the weights are missing.
     """
     own = open_checkpoint(Path(config.workdir), "latest") if resume else None
     if own is not None:
@@ -107,7 +107,7 @@ def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
     """Return the state that a checkpoint of this run holds.
 
     Raises:
-      BadInput: it holds another model.
+      BadInput: the checkpoint holds another model.
     """
     config, classes = stage.config, len(stage.classes)
 

@@ -21,7 +21,7 @@ from planet_jax.model.classifier import Classifier, Variables
 from planet_jax.model.layers import BATCH_AXIS
 from planet_jax.train.optimizer import Params, adam, group_labels, merge, split_frozen
 
-VIEWS = 8  # of a square chip
+VIEWS = 8  # symmetries of a square chip
 Rates = dict[str, np.ndarray]  # {"lr": float32 [3], "beta1": float32 []}
 
 
@@ -86,7 +86,7 @@ def make_train_step(
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
         # Per-device statistics are averaged here; global ones are already equal on all devices.
-        # They form one vector: compilers combine at most about 256 arrays into one all-reduce.
+        # The statistics form one vector: compilers combine at most about 256 arrays per all-reduce.
         stats, unravel = ravel_pytree(batch_stats)
         to_average = (loss, grads, stats if model.axis_name is None else None)
         loss, grads, averaged = lax.pmean(to_average, BATCH_AXIS)
@@ -110,7 +110,7 @@ def make_train_step(
 def make_predict_step(
     model: Classifier, devices: tuple[jax.Device, ...] | None = None, average: str = ""
 ) -> Callable[[Variables, UInt8[Array, "d b h w 3"]], Float[Array, "n classes"]]:
-    """Make `predict(variables, chips) -> logits`; every device returns the global batch's.
+    """Make `predict(variables, chips) -> logits`; each device returns the global batch's logits.
 
     `average` is passed to `batch_logits`.
     """

@@ -1,8 +1,9 @@
 """Try the faults that a run can meet: `python -m tests.faults`.
 
-Four small stages run once, untouched. Others are killed, damaged, and given a full disk or a clock
-that jumps. The same command is then repeated, and the folders are compared with the untouched ones,
-file by file and bit by bit. Exit status 1 if one differs. See docs/reliability.md.
+A chain of four small stages first runs untouched, without a fault. Later runs are killed or
+damaged, or get a full disk or a jumping clock. The same command is then repeated. The folders are
+compared with the untouched ones, file by file and bit by bit. The exit status is 1 if a file
+differs. See docs/reliability.md.
 """
 
 import argparse
@@ -40,7 +41,7 @@ TITLES = {
 
 
 def prepare(folder: Path) -> list[Home]:
-    """Run the untouched chain twice, compare, and return a home for every worker.
+    """Run the chain twice without a fault, compare the runs, and return a home for every worker.
 
     The first run fills the cache of compiled programs; the second is timed.
     """
@@ -59,7 +60,7 @@ def prepare(folder: Path) -> list[Home]:
 
 
 def try_fault(fault: Fault, count: int, homes: list[Home], seed: int) -> Row:
-    """Try a fault until `count` were suffered; keep the folder where something was wrong."""
+    """Try a fault at least `count` times; keep the folder of each try that went wrong."""
     free: SimpleQueue[Home] = SimpleQueue()
     for home in homes[:1] if fault.is_alone else homes:
         free.put(home)
@@ -87,7 +88,7 @@ def try_fault(fault: Fault, count: int, homes: list[Home], seed: int) -> Row:
 
 
 def options() -> argparse.Namespace:
-    """Parse the counts of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     for fault in FAULTS:
         parser.add_argument(f"--{fault.name}", type=int, default=fault.count, dest=fault.name)

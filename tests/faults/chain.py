@@ -1,7 +1,7 @@
-"""Four small stages, as the notebook chains them, in the folder `run` of the working folder.
+"""Configs of four small stages, chained as in the notebook, in `run` of the working folder.
 
-The network is the tiny one, so that fifty kills do not take a day; FAULTS_NETWORK=whole takes
-ResNet50. All else is the program as it is.
+The network is the tiny one, so that fifty kills do not take a day. FAULTS_NETWORK=whole selects
+ResNet50. Everything else is the real program.
 """
 
 import os
@@ -14,7 +14,7 @@ STAGES = ("stage1", "stage2", "stage1_256", "stage2_256")
 
 
 def get_config(stage: str = "") -> ConfigDict:
-    """Return the journey, or one of its stages."""
+    """Return the config of the journey, or of one of its stages."""
     config = base()
     if not stage:
         config.stages = tuple(f"{__file__}:{name}" for name in STAGES)

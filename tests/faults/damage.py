@@ -15,8 +15,9 @@ WARNING = "training continues without its old rows"
 def damaged_checkpoint(home: Home, rng: Rng, number: int) -> Outcome:
     """Damage a file of a checkpoint.
 
-    The newest `latest` is written again from the older one. Of `best`, which `evaluate` reads, the
-    older one is used. Each is found, and the newest of its kind is named in a message.
+    If the newest `latest` is damaged, training repeats its steps from the older one. `evaluate`
+    reads `best`; if the newest is damaged, it reads the older one. Every damage is detected. The
+    command names a damaged checkpoint only if it is the newest of its kind.
     """
     home.copy("cache", *STAGES)
     paths = sorted(p for p in home.run.glob("*/checkpoints/*/*/**/*") if p.is_file())
@@ -41,7 +42,7 @@ def damaged_checkpoint(home: Home, rng: Rng, number: int) -> Outcome:
 
 
 def damaged_steps(home: Home, rng: Rng, number: int) -> Outcome:
-    """Kill a stage between two saves and damage its steps.csv: only old rows are lost."""
+    """Kill a stage after a save and damage its steps.csv: only rows before the save are lost."""
     stage = UNFROZEN[number % len(UNFROZEN)]
     home.copy("cache", *STAGES[: STAGES.index(stage)])
     run, command = home.run / stage, ("train", f"--config={CONFIG}:{stage}")

@@ -1,4 +1,4 @@
-"""Fill the disk while the chain runs, then give it room and repeat the command."""
+"""Fill the disk while the chain runs, then make room and repeat the command."""
 
 import os
 import shutil
@@ -11,10 +11,11 @@ from tests.faults.runs import Home, end
 
 
 def full_disk(home: Home, rng: Rng, number: int) -> Outcome:
-    """Run on a full disk: status 2 and one line, and the repeated command finishes the chain.
+    """Run on a full disk, then finish the chain with the repeated command.
 
-    Every second disk is a small one, where this user may mount it; it fills in the middle of a
-    checkpoint. The others are full when a file is opened, made or renamed.
+    The full disk ends the program with status 2 and one line. Every second try mounts a small disk,
+    if this user may; it fills in the middle of a checkpoint. In the other tries, the disk is full
+    when a file is opened, made or renamed.
     """
     home.run.mkdir()
     is_real = number % 2 == 0 and _mount(home.run, rng.uniform(0.1, 0.9) * _size(home.untouched))
@@ -37,7 +38,7 @@ def full_disk(home: Home, rng: Rng, number: int) -> Outcome:
 
 
 def _mount(folder: Path, size: float) -> bool:
-    """Mount a small disk; return whether this user may."""
+    """Mount a small disk; return whether that succeeded."""
     if os.geteuid() or not shutil.which("mount"):
         return False
     command = ["mount", "-t", "tmpfs", "-o", f"size={int(size)}", "tmpfs", str(folder)]

@@ -1,7 +1,7 @@
-"""Fuzz everything that a user provides: it is read, or refused in one line without a traceback.
+"""Fuzz all user input: each input is read, or refused in one line without a traceback.
 
-Each input is drawn from the seed and its number, so any one can be repeated. An input that failed
-once has a test of its own in tests/unit/test_faults.py.
+Each input is drawn from the seed and the input's number, so every input can be repeated. An input
+that once failed has its own test in tests/unit/test_faults.py.
 """
 
 import io
@@ -124,7 +124,7 @@ def chip(rng: Rng, folder: Path) -> None:
     image.convert(mode).save(encoded, kind)
     try:
         pixels = dataset.decode_chip(mutate(encoded.getvalue(), rng), (16, 16))
-    except ValueError:  # its callers raise BadInput for it
+    except ValueError:  # decode_chip's callers turn it into BadInput
         return
     assert pixels.shape == (16, 16, 3)
     assert pixels.dtype == np.uint8
@@ -175,7 +175,7 @@ def forged_checkpoint(rng: Rng, folder: Path) -> None:
 
 
 def _checkpoint(folder: Path) -> tuple[Path, Path]:
-    """Return a run folder and its one checkpoint, which is written when it is missing."""
+    """Return a run folder and its one checkpoint; write them if they are missing."""
     run = folder / "run"
     if not run.exists():
         mark = Mark(0, "")

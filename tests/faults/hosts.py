@@ -15,10 +15,10 @@ LOST_TASK = ("leader task was preempted", r"stopped sending heartbeats\):\s+1\b"
 
 
 def lost_host(home: Home, rng: Rng, number: int) -> Outcome:
-    """Kill each process in turn at a uniform moment from the first step on.
+    """Kill one process, in turn the first or the second, at a random moment of the training.
 
-    JAX aborts the other, and its log names the lost task. The same commands then end as a run of
-    two processes that nothing has stopped.
+    JAX aborts the other process, whose log names the lost task. The same commands, repeated, then
+    give the same files as two processes that were never stopped.
     """
     together = home.untouched.parent / "together"
     if not together.exists():
@@ -41,7 +41,7 @@ def lost_host(home: Home, rng: Rng, number: int) -> Outcome:
 
 
 def _finish(home: Home) -> None:
-    """Run the stage in two processes to its end."""
+    """Run the stage in two processes until it is finished."""
     for ended in [end(process) for process in start_hosts(home.folder, STAGE)]:
         assert ended.status == 0, ended.output
         assert ended.is_clean, ended.output

@@ -1,4 +1,4 @@
-"""Kill the chain, repeat its command, and compare it with the untouched one; press Ctrl-C."""
+"""Kill the chain, repeat its command, and compare with the untouched chain; press Ctrl-C."""
 
 import signal
 import time
@@ -8,17 +8,17 @@ from tests.faults.outcome import Outcome, Rng
 from tests.faults.runs import Ended, Home, end, left_running
 
 PER_CHAIN = 6
-FILE_EVENTS = 120  # more than one stage has
-SIGTERM_STATUSES = {0, 143, -signal.SIGTERM}  # finished, saved in the loop, the system's own
-STARTED = 1.0  # seconds; before, Python prints a traceback of its own at Ctrl-C
+FILE_EVENTS = 120  # more than the file events of one stage
+SIGTERM_STATUSES = {0, 143, -signal.SIGTERM}  # finished; saved in the loop; ended by the signal
+STARTED = 1.0  # seconds; at an earlier Ctrl-C, Python itself prints a traceback
 CTRL_C_SECONDS = 5
 
 
 def kill_chain(home: Home, rng: Rng, number: int) -> Outcome:
     """Kill a chain six times, then let it finish.
 
-    SIGKILL and SIGTERM alternate at uniform moments. The last kill is at an operation on a file,
-    which no moment hits by chance. Each chain starts with one more of the four stages done.
+    SIGKILL and SIGTERM alternate at random moments. The last kill is at a file operation, which
+    random moments miss. Chains start in turn with 0, 1, 2 and 3 of the four stages finished.
     """
     done = number % len(STAGES)
     home.copy(*(("cache", *STAGES[:done]) if done else ()))
@@ -50,13 +50,13 @@ def _kill(home: Home, rng: Rng, how: signal.Signals) -> Ended:
 
 
 def first_unfinished(home: Home) -> str:
-    """Return the first stage that is not finished."""
+    """Return the name of the first unfinished stage, or "the scores"."""
     stages = [stage for stage in STAGES if not (home.run / stage / "history.png").exists()]
     return [*stages, "the scores"][0]
 
 
 def ctrl_c(home: Home, rng: Rng, number: int) -> Outcome:
-    """Press Ctrl-C at a uniform moment: the process ends soon and leaves no other behind."""
+    """Press Ctrl-C at a random moment: the process ends soon and leaves no child process."""
     process = home.start()
     ended = end(process, rng.uniform(STARTED, home.seconds / 2), signal.SIGINT)
     time.sleep(0.1)

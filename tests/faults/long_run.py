@@ -16,16 +16,16 @@ from tests.support import LABELS, write_chips
 
 CHIPS = "many chips"
 EPOCH = 77  # steps
-START = 100  # steps that may still allocate
+START = 100  # first steps, in which memory may still grow
 Sample = tuple[int, float, int, int]  # step, resident MB, threads, open files
 
 
 def long_run(home: Home, steps: int) -> Outcome:
     """Train `steps` steps: memory, threads and open files do not grow after the first 100.
 
-    Compared is the least of a tenth of the steps, because a save under way has its own. Each save
-    costs some 220 bytes an array for good: tensorstore does not free what KvStore.Spec.to_json
-    returns, which Orbax asks for.
+    The minimum over a tenth of the steps is compared, because a running save needs more of each.
+    Each save leaks some 220 bytes per array: tensorstore does not free the result of
+    KvStore.Spec.to_json, which Orbax calls.
     """
     write_chips(home.folder / CHIPS, LABELS * 16)
     options = {
@@ -34,7 +34,7 @@ def long_run(home: Home, steps: int) -> Outcome:
     }  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in options.items()]
     process = home.start("train", f"--config={CONFIG}:stage1", *flags)
-    with ThreadPoolExecutor(1) as reader:  # or the pipe would fill
+    with ThreadPoolExecutor(1) as reader:  # otherwise the pipe would fill
         output = reader.submit(process.communicate)
         samples = _watch(process, home.run / "long" / "steps.csv")
     windows = [
@@ -50,7 +50,7 @@ def long_run(home: Home, steps: int) -> Outcome:
 
 
 def _judge(first: np.ndarray, last: np.ndarray, late: list[Sample]) -> Outcome:
-    """Compare the first and the last window, and fit the memory of the second half."""
+    """Compare the first and the last window; fit a line to the memory of the second half."""
     steps, megabytes = np.array([sample[0] for sample in late]), [sample[1] for sample in late]
     slope = 1000 * np.polyfit(steps, megabytes, 1)[0]
     figures = (
@@ -69,7 +69,7 @@ def _watch(process: subprocess.Popen, table: Path) -> list[Sample]:
     samples: list[Sample] = []
     while process.poll() is None:
         time.sleep(0.5)
-        with contextlib.suppress(OSError, ValueError, LookupError):  # it begins or ends
+        with contextlib.suppress(OSError, ValueError, LookupError):  # the process begins or ends
             step = int(table.read_text().splitlines()[-1].split(",")[0])
             samples.append((step, *_measure(process.pid)))
     return samples

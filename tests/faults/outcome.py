@@ -1,4 +1,4 @@
-"""What a try of a fault showed, and the table of all tries."""
+"""The outcome of one try of a fault, and the table of all tries."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Outcome:
-    """One try.
+    """The outcome of one try.
 
     Attributes:
       problem: what was wrong; '' if nothing was.
       tried: how many faults the try had.
-      notes: what the table counts.
+      notes: events that the table counts.
       seconds: from the signal to the end of the slowest process.
     """
 
@@ -30,14 +30,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of the table.
+    """A kind of fault; it has one row in the table.
 
     Attributes:
-      name: what is done.
-      count: how many times, by default.
-      attempt: does it once, in a home, with random numbers of this try's own and its number.
+      name: the name of its option on the command line.
+      count: the default number of faults.
+      attempt: makes one try in a home, given this try's random generator and number.
       per_try: faults in one try.
-      is_alone: nothing else may run beside it, because it is timed.
+      is_alone: whether the try runs alone, because it is timed.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Start the program in a home folder, stop it, and compare the folders of finished runs.
 
-A home holds `chips` and the run folders of one chain in `run`. The program works in the home and is
-given relative paths, so the runs of every home are equal.
+A home holds `chips`, and the run folders of one chain in `run`. The program runs in the home and
+gets relative paths, so the runs in all homes are equal.
 """
 
 import os
@@ -23,7 +23,7 @@ from tests.support import ROOT, TIMES
 
 CONFIG = Path(__file__).with_name("chain.py")
 COMPILED = "compiled"  # the cache of compiled programs, beside the homes
-TIMED = {"history.png", "report.html"}  # they show times
+TIMED = {"history.png", "report.html"}  # these files show times
 UNCOMPARED = {".lock", "checkpoints", "config.json"}
 TABLES = {"steps.csv", "history.csv"}
 
@@ -34,7 +34,7 @@ class Home:
 
     Attributes:
       folder: holds `chips`, and `run` while a fault is tried.
-      untouched: the `run` of a chain that nothing has stopped, from another home.
+      untouched: the `run` folder of a chain that ran without a fault.
       seconds: how long that chain took.
     """
 
@@ -74,7 +74,7 @@ class Home:
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended: its status (negative: the signal), output, and seconds it took."""
+    """The status (negative: the signal), output and seconds of a process that has ended."""
 
     status: int
     output: str
@@ -118,7 +118,7 @@ def start_hosts(home: Path, stage: str, count: int = 2) -> list[subprocess.Popen
 
 
 def end(process: subprocess.Popen, after: float | None = None, how: int = 0) -> Ended:
-    """Wait for a process; if it runs `after` seconds, send it a signal and count from there."""
+    """Wait for a process; signal it if it runs for `after` seconds, and then time it from there."""
     start_time = time.monotonic()
     if after is not None:
         try:
@@ -131,7 +131,7 @@ def end(process: subprocess.Popen, after: float | None = None, how: int = 0) -> 
 
 
 def left_running(process: subprocess.Popen) -> bool:
-    """Return whether a process of its group still runs."""
+    """Return whether any process of the process's group still runs."""
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:
@@ -140,7 +140,7 @@ def left_running(process: subprocess.Popen) -> bool:
 
 
 def differences(one: Path, other: Path, stages: Iterable[str] = STAGES) -> list[str]:
-    """Name the files and arrays of finished runs that differ in any bit; times aside."""
+    """Return the names of files and arrays of finished runs that differ, except for times."""
     different = []
     for stage in stages:
         a, b = one / stage, other / stage
@@ -155,7 +155,7 @@ def differences(one: Path, other: Path, stages: Iterable[str] = STAGES) -> list[
 
 
 def differences_of_training(one: Path, other: Path, first_step: int = 0) -> list[str]:
-    """Name the tables and arrays of two run folders that differ.
+    """Return the names of tables and arrays that differ between two run folders.
 
     Only rows of steps.csv from `first_step` on are compared.
     """
@@ -191,12 +191,12 @@ def _different_arrays(one: Path, other: Path) -> list[str]:
 
 
 def damage(path: Path, rng: np.random.Generator, length: int | None = None) -> str:
-    """Flip a bit of a file, cut it or delete it; return which.
+    """Flip a bit of a file, or cut or delete the file; return the kind of damage.
 
-    With `length` the damage is within the first bytes.
+    With `length`, the bit or the cut is within the first `length` bytes.
     """
     content = bytearray(path.read_bytes())
-    path.unlink()  # it may be a hard link
+    path.unlink()  # the file may be a hard link
     position = int(rng.integers(length or len(content)))
     kind = str(rng.choice(["flipped", "cut", "deleted"]))
     if kind == "flipped":

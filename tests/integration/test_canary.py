@@ -1,8 +1,8 @@
-"""The compiled float32 steps against the same steps in float64: no miscompilation may pass.
+"""Compare compiled float32 steps with the same steps in float64, to detect miscompilation.
 
-jaxlib 0.10.2 sums some products wrongly on a CPU (jax issue 39103). Its results are plausible, so
-only a comparison shows it. Both sides here start from one set of weights and take one step, with
-no dropout, whose masks depend on the dtype.
+jaxlib 0.10.2 sums some products wrongly on a CPU (jax issue 39103). The wrong sums are plausible,
+so only a comparison shows the bug. Both sides start from the same weights and take one step.
+Dropout is off, because its masks depend on the dtype.
 """
 
 import jax
@@ -15,26 +15,27 @@ from planet_jax.model import classifier
 from planet_jax.model.classifier import GROUPS
 from planet_jax.train.steps import create_state, make_predict_step, make_train_step, to_devices
 
-EPS = float(np.finfo(np.float32).eps)  # 1.2e-7: what one rounding changes, relatively
+EPS = float(np.finfo(np.float32).eps)  # 1.2e-7: the relative change by one rounding
 BETA1 = 0.9
-# Bounds in roundings (EPS). A value passes some 20 layers in the tiny network, 50 in ResNet50, and
-# BatchNorm magnifies errors where deviations are small. Rounding alone gave at most 22 (tiny) and
-# 335 (ResNet50) for statistics, 135 for gradients. A mean that leaves out one of 40,000 rows
-# changes by some 200.
+# Bounds in roundings (EPS). A value passes some 20 layers in the tiny network and 50 in ResNet50.
+# BatchNorm magnifies errors where standard deviations are small. Rounding alone gave errors of at
+# most 22 (tiny) and 335 (ResNet50) for statistics, and 135 for gradients. A mean that leaves out
+# one of 40,000 rows changes by some 200.
 BOUNDS = {"logits": 200, "loss": 200, "statistics": 200, "head": 2000, "backbone": 2000}
-# Rounding changes the sign before some ReLU of ResNet50, and the place of a maximum in the head's
-# pool where two features differ by some 4e-6. One such change moves all gradients below by 1%.
+# Rounding changes the sign of the input of some ReLU in ResNet50. It also moves a maximum in the
+# head's pool where two features differ by some 4e-6. One such change moves the gradients of all
+# layers below by 1%.
 CHAOTIC = {"backbone": 0.1 / EPS}
 
 
 def relative_error(a, b):
-    """|a - b| / |b| in the Euclidean norm, in float64."""
+    """Return |a - b| / |b| in the Euclidean norm, in float64."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return np.linalg.norm(a - b) / max(np.linalg.norm(b), np.finfo(np.float64).tiny)
 
 
 def check(results, references, bounds):
-    """Compare two results of `one_step`, leaf by leaf."""
+    """Check that two results of `one_step` agree within the bounds, leaf by leaf."""
     for kind, bound in bounds.items():
         leaves = jax.tree_util.tree_leaves_with_path(results[kind])
         for (path, a), b in zip(leaves, jax.tree.leaves(references[kind]), strict=True):
@@ -43,7 +44,7 @@ def check(results, references, bounds):
 
 
 def one_step(precision, variables, batch, devices, freeze, network):
-    """Logits before a step, and the loss, statistics and gradients of that step."""
+    """Return the logits before a step, and the loss, statistics and gradients of that step."""
     dtype = np.dtype(precision)
     with jax.enable_x64(precision == "float64"):
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
@@ -65,7 +66,7 @@ def one_step(precision, variables, batch, devices, freeze, network):
 @pytest.mark.parametrize(
     ("network", "size", "batch_size", "devices", "freeze", "bounds"),
     [
-        # 32 px: one place for each feature, so the head's maxima cannot move
+        # at 32 px each feature has one pixel, so the head's maxima cannot move
         ("tiny", 32, 8, 1, False, BOUNDS),
         ("tiny", 32, 33, 1, False, BOUNDS),
         ("tiny", 32, 12, 4, True, BOUNDS),
@@ -87,7 +88,7 @@ def test_a_compiled_step_is_that_of_float64(network, size, batch_size, devices, 
 
 
 def test_the_known_miscompilation_is_seen():
-    """The reproducer of jax issue 39103: each row's sum of squares of matrix @ row."""
+    """Reproduce jax issue 39103: sum the squares of matrix @ row for each row."""
     rows = np.arange(32_769, dtype=np.float32)[:, None] * np.eye(1, 3, dtype=np.float32)
     matrix = jnp.eye(3)
     sums = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)

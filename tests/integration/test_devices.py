@@ -1,4 +1,4 @@
-"""The same run on several numbers of devices."""
+"""Test the same steps on different numbers of devices."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.support import finish, on_devices, small_config, start_program
 
 @pytest.mark.slow
 def test_one_two_four_and_eight_devices_have_the_same_losses():
-    """To 2e-4 over 4 steps; with statistics of its own chips, a device's losses are others.
+    """With global BatchNorm, losses agree to 2e-4 over 4 steps; per device, they differ.
 
     In float32 the loss of ResNet50's forward pass alone differs by 2e-5.
     """
@@ -29,7 +29,7 @@ def test_one_two_four_and_eight_devices_have_the_same_losses():
 
 def test_checkpoint_of_four_devices_is_evaluated_on_one(trained, tmp_path):
     folder, _ = trained
-    config = small_config(folder, checkpoint="latest", **{"data.batch_size": 2})  # 4 cannot share 2
+    config = small_config(folder, checkpoint="latest", **{"data.batch_size": 2})  # 4 cannot split 2
     finish(start_program("evaluate", config))
     history = pd.read_csv(folder / "run" / "history.csv").iloc[-1]
     scores = pd.read_json(folder / "run" / "metrics.json", typ="series")

@@ -1,4 +1,4 @@
-"""Test the export of a small run: without this package it gives what predict gives."""
+"""Test the export of a small run: it works without this package and gives predict's results."""
 
 import json
 import re
@@ -31,7 +31,7 @@ ALONE = ROOT / "tests" / "run_alone.py"
 
 
 def export_run(folder, **options):
-    """Export a run at 32 px, and predict its training chips, which have 32 px too."""
+    """Export a run at 32 px, and predict its training chips, which are also 32 px wide."""
     write_chips(folder / "root", SKY, size=32)
     options |= {"predict.folder": str(folder / "root" / "train-jpg")}
     config = small_config(folder, **options)
@@ -158,9 +158,9 @@ def test_resnet50_gives_what_predict_gives(resnet50_run):
 
 
 def test_torch_computes_the_same_from_the_weights(request):
-    """torchvision's backbone and a head of torch's layers, where both are installed."""
+    """Test torchvision's backbone with a head of torch's layers, if both are installed."""
     torch = pytest.importorskip("torch")
-    torch.library.register_fake = lambda *_, **__: lambda f: f  # as in test_torch.py
+    torch.library.register_fake = lambda *_, **__: lambda f: f  # as in test_torchvision.py
     torchvision = pytest.importorskip("torchvision")
     run, nn = request.getfixturevalue("resnet50_run"), torch.nn
     table = predictions(run)

@@ -1,4 +1,4 @@
-"""The shipped demo, shrunk: every command of the house over four chained stages."""
+"""Run the journey of the shipped demo, made smaller, over its four chained stages."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_journey(tmp_path, monkeypatch, capsys):
 
 
 def test_a_journey_without_test_chips_ends_with_a_report(tmp_path, monkeypatch, capsys):
-    """Its stage lies beside its config, and the current folder is another."""
+    """The stage's config is beside the journey's config, not in the current folder."""
     write_chips(tmp_path / "root")
     (tmp_path / "configs").mkdir()
     options = {

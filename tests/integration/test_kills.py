@@ -1,4 +1,4 @@
-"""Kill builds and downloads at seeded moments; the next one completes."""
+"""Kill builds and downloads at seeded random moments; the next build or download completes."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The program in a process of its own, as users start it."""
+"""Test the program in a separate process, as users start it."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def test_mistake_ends_with_one_line_and_status_2(arguments, message):
     ended = subprocess.run(
         [sys.executable, "-m", "planet_jax.main", *arguments],
         capture_output=True, text=True, cwd=ROOT, check=False,
-        env=os.environ | {"JAX_PLATFORMS": ""},  # as users have it
+        env=os.environ | {"JAX_PLATFORMS": ""},  # as on a user's machine
     )  # fmt: skip
     assert_refusal(ended.returncode, ended.stdout, ended.stderr, message)
 
@@ -49,7 +49,7 @@ def test_a_platform_that_is_not_here_is_refused_before_any_data_work(platform, t
     ended = start(
         "train", f"--config={ROOT}/configs/smoke.py", cwd=tmp_path, JAX_PLATFORMS=platform
     )
-    # One line, although the plugins may be installed.
+    # It is one line, even if the plugins are installed.
     assert_refusal(ended.returncode, ended.stdout, ended.stderr, f"JAX_PLATFORMS={platform}: ")
     assert not list(tmp_path.iterdir())
 

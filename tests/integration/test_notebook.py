@@ -1,4 +1,4 @@
-"""examples/journey.ipynb: what is kept of it, and a run of it."""
+"""Test examples/journey.ipynb: check its stored outputs, then run it."""
 
 import nbclient
 import nbformat
@@ -15,7 +15,7 @@ def outputs(notebook):
 
 
 def check(notebook):
-    """Every cell has run, none failed, all figures are there, and so are the bar and the scores."""
+    """Check that every cell ran without error, and that figures, progress bar and scores exist."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     results = outputs(notebook)
@@ -35,7 +35,7 @@ def test_its_outputs_are_kept():
 @pytest.mark.slow
 def test_it_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("XLA_FLAGS")  # one device, as a user has
+    monkeypatch.delenv("XLA_FLAGS")  # one device, as on a user's machine
     notebook = nbformat.read(FILE, 4)
     for cell in notebook.cells:
         cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})

@@ -1,4 +1,4 @@
-"""Several processes on this machine, as several hosts would be; each has a folder of its own."""
+"""Test several processes on this machine as if on several hosts, each in its own folder."""
 
 import re
 import shutil
@@ -77,7 +77,10 @@ def test_input_that_the_main_process_refuses_ends_all(start_hosts, tmp_path):
 
 
 def test_two_processes_train_as_one_with_two_devices(start_hosts, tmp_path):
-    """To the bit. SIGTERM at one saves at the same step on both; the main process alone prints."""
+    """The tables are equal bit for bit, and only the main process prints.
+
+    SIGTERM to one process makes both save at the same step.
+    """
     assert statuses(start_hosts(1, "train", devices=2, workdir="alone")) == [0]
     run = tmp_path / "host0" / "run"
     processes = start_hosts(2, "train")
@@ -107,10 +110,10 @@ def test_two_processes_train_as_one_with_two_devices(start_hosts, tmp_path):
 
 @pytest.mark.slow
 def test_four_processes_train_as_one_with_four_devices(start_hosts, tmp_path):
-    """But for the order in which gloo and XLA add.
+    """The losses differ only because gloo and XLA sum in a different order.
 
-    At a small rate, and with enough values for BatchNorm, little multiplies that: at most 9e-6 of a
-    loss was measured.
+    A small rate and enough values for BatchNorm keep the difference small: at most 9e-6 of a loss
+    was measured.
     """
     calm = {"data.size": 64, "data.batch_size": 8, "optim.lr": (1e-5,)}
     assert statuses(start_hosts(1, "train", devices=4, workdir="alone", **calm)) == [0]
@@ -122,24 +125,24 @@ def test_four_processes_train_as_one_with_four_devices(start_hosts, tmp_path):
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_lost_process_ends_the_other_within_the_timeout(start_hosts, tmp_path, lost):
-    """JAX aborts the other (SIGABRT, 134 in a shell) and its log names the lost task."""
+    """JAX aborts the other process (SIGABRT, 134 in a shell), whose log names the lost task."""
     run = tmp_path / "host0" / "run"
     processes = start_hosts(2, "train", **{"train.save_every": 2})
     wait_for_rows(run, 2, *processes)
     processes[lost].kill()
     killed = time.monotonic()
     assert statuses([processes[1 - lost]], 120) == [-signal.SIGABRT]
-    assert time.monotonic() - killed < distributed.HEARTBEAT_TIMEOUT + 30  # and one step
+    assert time.monotonic() - killed < distributed.HEARTBEAT_TIMEOUT + 30  # plus one step
     log = (tmp_path / f"err{1 - lost}").read_text()
     named = "leader task was preempted" if lost == 0 else r"stopped sending heartbeats\):\s+1\b"
     assert re.search(named, log)
     assert "Traceback" not in log
-    assert "Fatal Python error" not in log  # a dump of faulthandler, which can crash
+    assert "Fatal Python error" not in log  # from faulthandler's dump, which can crash
     assert statuses(start_hosts(2, "train", **{"train.save_every": 2})) == [0, 0]
 
 
 def test_program_listens_on_no_port_of_its_own():
-    """JAX's coordinator and collectives open ports; no line of the package does."""
+    """JAX's coordinator and collectives open ports; the code of the package opens none."""
     for file in (ROOT / "planet_jax").rglob("*.py"):
         text = file.read_text()
         for word in ("import socket", "socketserver", "http.server", ".bind(", ".listen("):

@@ -1,4 +1,4 @@
-"""What a run survives: kills, damage, full disks, changed options, an older version."""
+"""Test that a run survives kills, damage, full disks, changed options and an older version."""
 
 import errno
 import json
@@ -33,16 +33,16 @@ from tests.support import (
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A copy of the finished run, and the options that name it."""
+    """Copy the finished run; return the copy's folder and the options that select it."""
     shutil.copytree(trained[0] / "run", tmp_path / "run")
     return tmp_path / "run", {"workdir": str(tmp_path / "run")}
 
 
 def test_killed_run_ends_as_the_untouched_one(tmp_path):
-    """Bit for bit: every row, weight and moment; SIGTERM saves and ends with 143."""
+    """Every row, weight and moment is equal bit for bit; SIGTERM saves and ends with 143."""
     config = small_config(tmp_path, **{"train.save_every": 2})
     whole, run = tmp_path / "whole", tmp_path / "killed"
-    untouched = start_program("train", config, f"--config.workdir={whole}")  # at the same time
+    untouched = start_program("train", config, f"--config.workdir={whole}")  # runs at the same time
     killed = ("train", config, f"--config.workdir={run}")
     signal_after(start_program(*killed), run, 3, signal.SIGKILL)
     process = start_program(*killed)
@@ -78,9 +78,9 @@ def test_signal_ends_the_start_at_once(tmp_path, number):
     assert output == ""
 
 
-@pytest.mark.parametrize("epoch", [0, 1])  # the best F2 is that of either
+@pytest.mark.parametrize("epoch", [0, 1])  # either epoch may have the best F2
 def test_scoring_cut_short_by_sigterm_is_repeated(tmp_path, monkeypatch, epoch):
-    """Found by the fault harness: the best was saved with weights of a later step."""
+    """The fault harness found this bug: `best` was saved with the weights of a later step."""
     validate, epochs = loop.validate, []
 
     def stopped(stage, variables, stop):
@@ -122,7 +122,7 @@ def test_damaged_checkpoint_is_named_and_the_older_one_used(trained, copied, cap
 
 
 def test_checkpoint_is_kept_until_its_successor_is_whole(trained, copied, monkeypatch):
-    """A step is saved twice when SIGTERM cut its scoring short; here the second save fails."""
+    """If SIGTERM interrupts its scoring, a step is saved twice; here the second save fails."""
     run, _ = copied
     shutil.rmtree(run / "checkpoints/latest/5")
     metadata = require_checkpoint(run, "latest").metadata
@@ -146,7 +146,7 @@ def test_damaged_start_is_refused(trained, copied, tmp_path):
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "cut"])
 def test_damaged_steps_csv_costs_its_old_rows_alone(trained, copied, capsys, damage):
-    """A checkpoint holds the file's length, SHA-256 and the smoothed loss, not the file."""
+    """A checkpoint has the length and SHA-256 of steps.csv and the smoothed loss, but no rows."""
     run, options = copied
     shutil.rmtree(run / "checkpoints/latest/10")  # so that five steps are repeated
     content = (run / "steps.csv").read_bytes()
@@ -177,7 +177,7 @@ def test_checkpoint_size_does_not_grow_with_the_run(tmp_path):
     first = small_config(tmp_path, workdir=str(tmp_path / "first"), **{"train.epochs": 1})
     commands.train(first)
     assert latest[-1].name == "60"
-    assert size(latest[-1]) - size(tmp_path / "first/checkpoints/latest/5") < 40  # digits alone
+    assert size(latest[-1]) - size(tmp_path / "first/checkpoints/latest/5") < 40  # digits
 
 
 def test_allowed_changes_are_recorded(trained, copied, capsys):
@@ -196,7 +196,7 @@ def test_allowed_changes_are_recorded(trained, copied, capsys):
     assert len(pd.read_csv(run / "steps.csv")) == 15
     provenance = require_checkpoint(run, "latest").metadata.provenance
     assert provenance.allowed_changes == recorded["allowed_changes"]
-    commands.train(small_config(trained[0], **change))  # the run's own config now
+    commands.train(small_config(trained[0], **change))  # it is now the run's saved config
     assert "this run is finished" in capsys.readouterr().out
     more = options | {"train.allow_changes": True, "data.batch_size": 8}
     with pytest.raises(BadInput, match=r"cannot continue after step"):
@@ -204,7 +204,7 @@ def test_allowed_changes_are_recorded(trained, copied, capsys):
 
 
 def test_full_disk_loses_nothing_that_was_saved(trained, tmp_path, monkeypatch):
-    """Nor do saves whose moment the clock decides: here, after every step."""
+    """Saves that the clock triggers, here after every step, lose nothing either."""
     folder, _ = trained
     run = tmp_path / "run"
     config = small_config(folder, workdir=str(run), **{"train.save_minutes": 1e-9})
@@ -236,13 +236,13 @@ def test_full_disk_loses_nothing_that_was_saved(trained, tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     assert (run / "history.png").exists()
     stalls = pd.read_csv(run / "steps.csv")["save_stall"]
-    starts = stalls.index.isin([0, 2, 6])  # a process started with these steps
+    starts = stalls.index.isin([0, 2, 6])  # each is the first step of a process
     assert (stalls[starts] == 0).all()
     assert (stalls[~starts] > 0).all()
 
 
 def test_run_of_an_older_version_is_evaluated_and_continued_by_a_next_stage(copied, trained):
-    """Its checkpoint has format 1, with the option names of then; it cannot be resumed."""
+    """The checkpoint has format 1, with older option names; the run cannot be resumed."""
     run, options = copied
     saved = json.loads((ROOT / "tests/data/metadata_format_1.json").read_text())
     for kind in ("latest", "best"):

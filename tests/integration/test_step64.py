@@ -1,8 +1,8 @@
-"""Twenty training steps in float64 against torch's own; see ../shared/reference/README.md.
+"""Compare twenty training steps in float64 with torch's; see ../shared/reference/README.md.
 
-Equal steps in float32 differ by percents after ten steps, because rounding changes which of two
-nearly equal values is the maximum. In float64 every rule of the step shows: gradients, freezing,
-statistics, Adam, weight decay and schedule.
+In float32 the same steps differ by percents after ten steps, because rounding changes which of two
+nearly equal values is the maximum. In float64 the comparison tests every rule of the step:
+gradients, freezing, statistics, Adam, weight decay and schedule.
 """
 
 import zlib
@@ -38,7 +38,7 @@ def expected():
 
 @pytest.fixture(scope="module")
 def start(formula_weights, tmp_path_factory):
-    """The reference's start of the whole network, float32, read from a file of weights."""
+    """Return the reference's initial float32 weights of the whole network, read from a file."""
     state = dict(formula_weights)
     for name, width in {"head.2": 4096, "head.6": 512}.items():
         for leaf, value in {"weight": 1, "running_var": 1, "bias": 0, "running_mean": 0}.items():
@@ -79,7 +79,7 @@ def test_twenty_steps_are_torchs(expected, start, stage):
         logits = make_predict_step(model, devices)(state.variables, chips[0])
         final = weights.to_torchvision(state.variables)
     np.testing.assert_allclose(losses, expected[f"{stage}_loss"], rtol=1e-7)
-    final["bn1_running_var"] = final["bn1.running_var"]  # the reference's name
+    final["bn1_running_var"] = final["bn1.running_var"]  # its name in the reference
     final["eval_logits"] = logits
     for name in FINAL:
         wanted = expected[f"{stage}_{name}"]

@@ -1,4 +1,4 @@
-"""ResNet50 against torchvision's: its measured outputs, and itself where torch is installed."""
+"""Compare ResNet50 with torchvision's stored outputs, and with torchvision if it is installed."""
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ def _is_stage(module, method):
 @pytest.mark.parametrize("size", [96, 128, 256])
 def test_any_size_is_torchvisions(formula_weights, size):
     torch = pytest.importorskip("torch")
-    torch.library.register_fake = lambda *_, **__: lambda f: f  # torchvision of another torch build
+    torch.library.register_fake = lambda *_, **__: lambda f: f  # torchvision for another torch
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.resnet50().eval()
     model.load_state_dict({k: torch.tensor(v) for k, v in formula_weights.items()}, strict=False)

@@ -1,4 +1,4 @@
-"""A run of a stage: its folder, its end, and what starts from it."""
+"""Test the run of a stage: its folder, its end, and the stage that starts from it."""
 
 import json
 
@@ -136,7 +136,7 @@ def test_refused_input_leaves_no_run_folder(tmp_path):
 
 @needs_shared
 def test_steps_csv_holds_fastais_one_cycle(tmp_path, reference):
-    """50 steps of a run: 10 epochs of 5 here, 5 of 10 there, the same cycle."""
+    """The cycle of 50 steps is the same for 10 epochs of 5 steps and fastai's 5 epochs of 10."""
     commands.train(small_config(tmp_path, **{"train.epochs": 10}))
     steps = pd.read_csv(tmp_path / "run" / "steps.csv")
     expected = reference["one_cycle_n50"]

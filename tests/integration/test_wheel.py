@@ -1,4 +1,4 @@
-"""The installed package, without the checkout."""
+"""Test the installed package, without the checkout."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Unpack damaged and hostile archives and tables: refused in one line, nothing left behind."""
+"""Test that damaged and hostile archives and tables are refused in one line and leave nothing."""
 
 import random
 import re
@@ -35,7 +35,7 @@ GOOD = archive_of("train-jpg", TRAIN)
 def hostile(path, kind=tarfile.REGTYPE, link=""):
     """Return an archive whose last entry is hostile."""
     chips = tar_of(in_folder("train-jpg", TRAIN))
-    end = 1024 * len(TRAIN)  # a header and a chip of less than 512 bytes
+    end = 1024 * len(TRAIN)  # per chip: a header and the content, 512 bytes each
     return seven_of({"train-jpg.tar": chips[:end] + tar_of({path: b"x"}, kind, link)})
 
 
@@ -117,7 +117,7 @@ def test_macos_files_are_ignored(kaggle, tmp_path):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_flipped_bytes(tmp_path, seed):
-    """With any bytes wrong, fetch raises BadInput or the chips are right."""
+    """Whichever bytes are wrong, fetch raises BadInput or the chips are right."""
     rng = random.Random(seed)
     content = GOOD
     for _ in range(rng.choice([1, 1, 5, 50])):

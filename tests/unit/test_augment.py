@@ -124,7 +124,7 @@ def test_any_draw_at_any_size_follows_the_rule(seed, height, width, size, max_de
     chip = render(smooth[None], None, 128)[0][:height, :width]
     drawn = draw(rng, 1, max_degrees=max_degrees, max_zoom=max_zoom, p=0.9)
     off = np.abs(render(chip[None], drawn, size)[0] - render_in_float64(chip, drawn, size))
-    assert off.max() < 1.5  # as `check`; dark and bright levels are steep in logit space
+    assert off.max() < 1.5  # more than in `check`: dark and bright levels are steep in logit space
     assert off.mean() < 0.35
 
 

@@ -170,7 +170,7 @@ def test_options_of_older_runs_get_todays_names():
 
 
 def test_what_may_change_on_a_resume():
-    """No option of the network, the data or the training may: their numbers would change."""
+    """No option of the network, data or training may change, because results would change."""
     free = {name for name in options.OPTIONS if options.may_change_on_resume(name)}
     assert not {name for name in free if name.startswith(("model.", "optim.", "augment."))}
     assert not free & {"seed", "data.size", "data.batch_size", "train.epochs", "train.precision"}

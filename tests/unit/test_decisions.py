@@ -50,7 +50,7 @@ def test_no_set_of_labels_has_a_higher_expected_fbeta(seed, classes, beta):
 
 
 def exact_scores(p, beta=2.0):
-    """Return the expected F-beta of the first 1, 2, ... labels, by the counts' distributions."""
+    """Return the expected F-beta of the first 1, 2, ... labels from the distributions of counts."""
 
     def counts(p):
         return functools.reduce(lambda a, q: np.convolve(a, [1 - q, q]), p, np.ones(1))
@@ -81,7 +81,7 @@ def test_the_quadrature_integrates_every_monomial(labels):
 
 
 def chances_under_the_rule(p, weather):
-    """Return the probability of every truth: a weather tag, and the rest unless it is cloudy."""
+    """Return the probability of every truth: one weather tag, and others unless it is cloudy."""
     total = p[list(weather.columns)].sum()
     sky = {c: p[c] / total if total else 0.25 for c in weather.columns}
     rest = [c for c in range(len(p)) if c not in weather.columns]
@@ -121,7 +121,7 @@ def test_no_set_that_obeys_the_weather_is_better(seed):
 
 
 def test_no_threshold_beats_expected_f2_on_independent_labels():
-    """20,000 chips with known probabilities; the thresholds are even fitted to these chips."""
+    """Use 20,000 chips with known probabilities; even thresholds fitted to these chips lose."""
     rng = np.random.default_rng(0)
     p = rng.beta(0.5, 1.5, (20_000, 8)) * rng.random(8)
     targets = (rng.random(p.shape) < p).astype(np.uint8)
@@ -168,7 +168,7 @@ def test_fitted_thresholds_never_score_less_and_no_single_change_helps(seed, sta
 
 
 def test_cross_fitting_does_not_use_a_chips_own_labels():
-    """On noise, fitted thresholds only gain on the chips they were fitted to."""
+    """On noise, fitted thresholds gain only on the chips that they were fitted to."""
     rng = np.random.default_rng(1)
     p, targets = rng.random((200, 6)), (rng.random((200, 6)) < 0.2).astype(np.uint8)
     fold = decisions.folds(rng, 200, 5)
@@ -202,7 +202,7 @@ def test_weather_rule():
 
 @needs_shared
 def test_competition_labels_obey_the_weather_rule():
-    """All but one of the 40,479 chips; that one has no weather tag."""
+    """All of the 40,479 chips obey it except one chip, which has no weather tag."""
     labels = read_labels(SHARED / "data" / "planet")
     weather, true = weather_of(labels.classes), labels.targets > 0
     obeying = obey_weather(true, labels.targets.astype(float), weather)
@@ -238,5 +238,5 @@ def test_calibration_of_certain_probabilities_and_of_a_class_without_chips():
     )(reversed_order)
     np.testing.assert_allclose(
         calibrated_reversed, 0.5
-    )  # Platt's mean target: no slope is negative
+    )  # the mean of Platt's targets, because slopes are never negative
     assert calibrated[:, 1].max() < 0.5

@@ -1,4 +1,4 @@
-"""Check what the documents name: files, links, commands, options and the README's length."""
+"""Check the files, links, commands and options that the documents name, and the README's length."""
 
 import re
 
@@ -8,7 +8,7 @@ from planet_jax.config import OPTIONS
 from planet_jax.main import COMMANDS
 from tests.support import ROOT
 
-MISTYPED = "optim.weight_deacy"  # reliability.md shows what it gives
+MISTYPED = "optim.weight_deacy"  # reliability.md uses this wrong name on purpose
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

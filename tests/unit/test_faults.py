@@ -1,4 +1,4 @@
-"""A seeded share of `python -m tests.faults`, and what fuzzing has found."""
+"""Run a seeded part of `python -m tests.faults`, and test the values that fuzzing found."""
 
 import subprocess
 import sys
@@ -21,10 +21,10 @@ def test_junk_is_taken_or_refused_in_one_line(target, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("optim.lr", (10**400,)),  # passed as a number, and was too large for a float
+        ("optim.lr", (10**400,)),  # was accepted, but is too large for a float
         ("data.size", 10**400),
         ("train.epochs", 10**18),
-        ("init_from", "a\0b"),  # failed where its path was looked at
+        ("init_from", "a\0b"),  # was accepted, but failed as a path
     ],
 )
 def test_values_that_fit_nowhere_are_refused(name, value):
@@ -34,7 +34,7 @@ def test_values_that_fit_nowhere_are_refused(name, value):
 
 @pytest.mark.slow
 def test_the_harness(tmp_path):
-    """A share of each fault; the long run is `python -m tests.faults`."""
+    """Try each fault of `python -m tests.faults`, except the long run and the fuzzing."""
     share = ("--kills=6", "--damages=1", "--steps-damages=1", "--full=1", "--lost-hosts=1",
              "--clocks=1", "--ctrl-c=1", "--steps=0", "--inputs=0")  # fmt: skip
     ended = subprocess.run(

@@ -32,7 +32,7 @@ def test_file_is_replaced_when_the_block_succeeds(tmp_path):
     path = tmp_path / "below" / "table.csv"
     for content in ("old", "new"):
         with atomic_path(path) as temporary:
-            assert temporary.suffix == ".csv"  # pandas and pillow choose a format by it
+            assert temporary.suffix == ".csv"  # pandas and Pillow choose the format by the suffix
             temporary.write_text(content)
             assert not path.exists() or path.read_text() == "old"
     assert path.read_text() == "new"
@@ -123,7 +123,7 @@ def test_locked_folder_is_refused(tmp_path):
 
 @pytest.fixture
 def sealed(tmp_path):
-    """A sealed folder with two files."""
+    """Return a sealed folder with two files."""
     (tmp_path / "b").mkdir()
     (tmp_path / "a").write_text("one")
     (tmp_path / "b" / "c").write_text("two")

@@ -1,4 +1,4 @@
-"""Fetch with the real kaggle package from a fake of Kaggle's servers."""
+"""Test fetch with the real kaggle package and a fake Kaggle server."""
 
 import errno
 import random
@@ -79,7 +79,7 @@ def test_spellings(kaggle, tmp_path, csv, inside, page):
 
 
 def unpacked(root="planet/planet"):
-    """Single chips, as real mirrors have them: Kaggle unpacks uploads."""
+    """Return files with single chips, as in real mirrors, because Kaggle unpacks uploads."""
     return {f"{root}/{path}": content for path, content in WHOLE_TEST.items()}
 
 
@@ -249,9 +249,9 @@ def test_bad_options(tmp_path, options, mirror):
 
 @pytest.fixture
 def big(kaggle, tmp_path):
-    """A root with the CSV, and what it holds with an archive of several 1 MB pieces.
+    """Return a root with the CSV, and the files expected there after the fetch.
 
-    The kaggle package writes such pieces.
+    The archive has several 1 MB pieces, the size that the kaggle package writes.
     """
     chips = TRAIN | {"train_0.jpg": random.Random(0).randbytes(5 * 2**20)}
     kaggle.sources[SLUG]["train-jpg.tar.7z"] = archive_of("train-jpg", chips)
@@ -285,7 +285,7 @@ def test_part_of_another_version_is_not_resumed(kaggle, big):
     kaggle.breaks = 6
     refused(root)
     kaggle.sources[SLUG] = dict(FILES_OF_2017)
-    assert "4194304 of 2741 bytes" in refused(root)  # the package overwrites the larger part
+    assert "4194304 of 2741 bytes" in refused(root)  # the package keeps the larger partial file
     downloads.fetch(root)
     assert tree(root) == WHOLE
 

@@ -1,4 +1,4 @@
-"""Write one small truth in many layouts, and read it back."""
+"""Test labels in many layouts: write the same small labels in each and read them back."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ WORDS = {"clear": "clear", "dry land": "dry_land"}
 
 
 def data_config(**options):
-    """Return a checked section `data` with these options."""
+    """Return the config's validated section `data` with these options."""
     config = get_config()
     config.update_from_flattened_dict({f"data.{name}": value for name, value in options.items()})
     validate(config)
@@ -29,7 +29,7 @@ def data_config(**options):
 
 
 def write(root, rows, chips=TRUTH, ending=".png", delimiter=",", encoding="utf-8", folder=None):
-    """Write rows as the label file, and each chip in a gray of its own."""
+    """Write rows as the label file, and each chip in a different gray."""
     folder = folder or root / "train-jpg"
     folder.mkdir(parents=True, exist_ok=True)
     with (root / "train_v2.csv").open("w", newline="", encoding=encoding) as file:
@@ -151,7 +151,7 @@ def test_chips_that_are_missing_or_double_are_refused_by_name(tmp_path):
     (folder / "chip1.png").unlink()
     (folder / "chip1.png").symlink_to("nowhere.png")
     (folder / "chip2.png").unlink()
-    with pytest.raises(BadInput, match=r"2 rows .*: chip1\.png \(a link to nothing\), chip2\.png; "):
+    with pytest.raises(BadInput, match=r"2 rows .*: chip1\.png \(a link to nothing\), chip2"):
         dataset.load(root, tmp_path / "cache")
     write(root, cells(" ".join), ending=".PNG")
     (folder / "chip1.png").unlink()

@@ -122,7 +122,7 @@ def test_pixels_of_more_than_8_bits_are_scaled_by_their_type():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_over_epochs(data):
-    """Count anonymous pages only; the kernel can drop those of the mapped chips."""
+    """Count only anonymous pages, because the kernel can drop the pages of the mapped chips."""
 
     def anonymous_megabytes():
         with open("/proc/self/status") as status:

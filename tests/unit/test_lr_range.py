@@ -20,7 +20,7 @@ def test_suggestions_on_fastais_own_curve(reference):
     lrs, losses = np.array(curve["lrs"]), np.array(curve["losses"])
     steepest, tenth = lr_range.suggest(lrs, losses)
     assert steepest == pytest.approx(curve["min_grad_lr"], rel=1e-6)
-    # fastai prints the second to three digits alone; here the rule, spelt out
+    # fastai prints only three digits of the second suggestion, so compute it by the rule
     best = min(range(10, len(losses) - 5), key=losses.__getitem__)
     assert tenth == pytest.approx(lrs[best] / 10)
 
@@ -31,7 +31,7 @@ def test_a_curve_that_is_too_short_is_said_to_be():
 
 
 class FakeStage:
-    """A stage with fixed losses."""
+    """A fake stage whose losses are given."""
 
     steps_per_epoch = 5
 
@@ -44,7 +44,7 @@ class FakeStage:
 
     def train_step(self, state, batch, lr, beta1):
         self.rates.append({"lr": lr, "beta1": beta1})
-        state["w"] += 1  # as a step that donates its state
+        state["w"] += 1  # in place, like a step that donates its state
         return state, self.losses[len(self.rates) - 1]
 
 

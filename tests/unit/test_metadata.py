@@ -1,4 +1,4 @@
-"""Test what a checkpoint says about its run, and what a resume checks of it."""
+"""Test the metadata of a checkpoint, and the checks of its options at a resume."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ RUN = Path("runs/old")
 
 @pytest.fixture(scope="module")
 def metadata():
-    """The metadata of a run with today's defaults, after 7 of 10 steps."""
+    """Return the metadata of a run with today's defaults, after 7 of 10 steps."""
     log = LogState(Mark(400, "5" * 64), Mark(90, "6" * 64), Smooth(0.7, 7), 1, 0.1 + 0.2)
     return Metadata(
         step=7, steps=10, steps_per_epoch=5, epoch_offset=3, classes=("a", "b"),

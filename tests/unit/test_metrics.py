@@ -1,4 +1,4 @@
-"""Test scores, intervals and counts against fastai, scikit-learn and values by hand."""
+"""Test scores, intervals and counts against fastai, scikit-learn and values computed by hand."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def test_per_class_by_hand():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 2**32 - 1))
 def test_per_class_scores_equal_scikit_learns(n, seed):
-    """With ties, and with chips that count several times or not at all."""
+    """Test with ties, and with chips that count several times or not at all."""
     rng = np.random.default_rng(seed)
     p = np.where(rng.random((n, 3)) < 0.5, rng.choice([0, 0.2, 0.5, 1], (n, 3)), rng.random((n, 3)))
     targets = (rng.random((n, 3)) < [0.1, 0.5, 0.9]).astype(np.uint8)
@@ -120,7 +120,7 @@ def test_interval_of_a_mean_is_196_standard_errors():
         values = rng.standard_normal(50)
         low, high = intervals.mean_interval(values, intervals.resamples(rng, 50, 200))
         missed += not low <= 0 <= high
-    assert 5 <= missed <= 35  # 5% are 15; a bootstrap of 50 values misses slightly more often
+    assert 5 <= missed <= 35  # 5% of 300 is 15; a bootstrap of 50 values misses slightly more often
 
 
 def test_resamples_have_the_sample_size_and_are_reproducible():

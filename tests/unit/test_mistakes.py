@@ -1,4 +1,4 @@
-"""Give the program mistakes: one line and exit status 2, before any work."""
+"""Test that user mistakes give one line and exit status 2, before any work."""
 
 import sys
 import warnings

@@ -17,7 +17,7 @@ from tests.support import needs_shared
     ("kernel", "stride", "width"), [*itertools.product([1, 3, 7], [1, 2], [5, 256])]
 )
 def test_convolution_and_its_gradients_are_xlas(kernel, stride, width):
-    """Every special form of the CPU, for few channels or many, against the plain convolution."""
+    """Compare every CPU form, for few or many channels, with the plain convolution."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 9, 8, width)).astype(np.float32)
     w = rng.standard_normal((kernel, kernel, width, 6)).astype(np.float32)
@@ -45,11 +45,12 @@ def test_convolution_and_its_gradients_are_xlas(kernel, stride, width):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_block_in_bfloat16_is_that_in_float32_to_its_rounding(stride):
-    """Output and statistics to some 2^-8 of their size: kernels are rounded too.
+    """Output and statistics agree to some 2^-8 of their size, because kernels are rounded too.
 
-    Gradients to twice the root of 3 * 2^-8: rounding turns the sign of about one in 2^8 of each
-    of three ReLUs, which gives or takes that share of a sum of terms of either sign. (A fresh
-    network of fifty layers multiplies all this by hundreds, with float32's rounding too.)
+    Gradients agree to twice the root of 3 * 2^-8. Rounding flips the sign of about one in 2^8
+    inputs of each of three ReLUs. These flips add or remove the same share of the terms in sums of
+    both signs. (In a fresh network of fifty layers all differences are hundreds of times larger,
+    with float32's rounding too.)
     """
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((8, 16, 16, 64)) + 1, jnp.bfloat16)

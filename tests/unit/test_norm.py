@@ -17,7 +17,10 @@ from planet_jax.model.norm import (
 
 
 def test_batch_norm_is_torchs():
-    """The biased variance normalizes; the running one takes the unbiased, with momentum 0.1."""
+    """Inputs are normalized by the biased variance.
+
+    The running variance takes the unbiased one, with momentum 0.1.
+    """
     rng = np.random.default_rng(0)
     x = (3 + 2 * rng.standard_normal((6, 2, 2, 4))).astype(np.float32)
     variables = {
@@ -39,9 +42,9 @@ def test_batch_norm_is_torchs():
     np.testing.assert_allclose(scored, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [2, 16])  # a side: too few for folding, and enough
+@pytest.mark.parametrize("rows", [2, 16])  # per side: too few for folding, and enough
 def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
-    """Output, statistics and all three gradients, in float64 to show errors of the formula only."""
+    """Compare output, statistics and three gradients, in float64 to show errors of the formula."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = 1 + rng.standard_normal((4, rows, rows, 8))
@@ -60,7 +63,7 @@ def test_batch_norm_of_a_product_is_that_of_the_product_formed(rows):
 
 @pytest.mark.parametrize("size", [9, 8])
 def test_batch_norm_of_pooled_maxima_is_the_pool_of_batch_norm(size):
-    """With gains of both signs; a negative one reverses the order of values. Gradients too."""
+    """Compare outputs and gradients for gains of both signs; a negative gain reverses the order."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = rng.standard_normal((4, size, size, 12))
@@ -105,7 +108,7 @@ def _same(short, long, *arguments):
 def test_moments_of_a_product_are_summed_in_float32():
     """With a large mean, the variance is a small difference of large sums.
 
-    Rounding the products to bfloat16 would change it by more than its size.
+    Rounding the products to bfloat16 would change the variance by more than its size.
     """
     rng = np.random.default_rng(0)
     x = jnp.asarray(4 + rng.standard_normal((2048, 16)), jnp.bfloat16)

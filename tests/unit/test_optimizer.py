@@ -70,8 +70,11 @@ def tiny_variables(arrays, prefix):
 
 @needs_shared
 def test_trajectory_is_fastais(reference, arrays):
-    """The reference's groups b and c are bare Linear layers, and fastai v1's optimizer takes only
-    the children of a group's modules: they have none, so b and c kept their values to the bit."""
+    """In the reference, b and c kept their values to the bit.
+
+    These groups are bare Linear layers. fastai v1's optimizer takes only the children of a group's
+    modules, and a Linear layer has none.
+    """
     expected = reference["trajectory"]
     params, stats = tiny_variables(arrays, "traj_init")
     final_params, final_stats = tiny_variables(arrays, "traj_final")
@@ -101,8 +104,8 @@ def test_trajectory_is_fastais(reference, arrays):
         )  # fmt: skip
         losses.append(float(loss))
     np.testing.assert_allclose(losses, expected["loss"], rtol=1e-5)
-    # A bias under a BatchNorm has a gradient of zero, so Adam walks it by rounding noise alone; the
-    # running mean follows it, and nothing else does.
+    # A bias before a BatchNorm has a gradient of zero, so Adam moves it only by rounding noise.
+    # Only the running mean follows this bias.
     noise = np.asarray(trainable["a0"].pop("bias")) - final_params["a0"].pop("bias")
     assert np.abs(noise).max() < 0.02
     for name in ("a0", "a1"):
@@ -116,7 +119,7 @@ def test_trajectory_is_fastais(reference, arrays):
 
 
 def test_each_group_takes_its_own_rate_and_the_decay():
-    """Against the update written out: decay first, then torch's Adam, with this step's momentum."""
+    """Compare with the explicit update: decay, then torch's Adam with the step's own momentum."""
     rng = np.random.default_rng(0)
     names = ("group0", "group1", "group2")
     params = {name: {"w": rng.standard_normal(5)} for name in names}

@@ -1,4 +1,4 @@
-"""What `import planet_jax` gives, and what the wheel contains."""
+"""Test what `import planet_jax` provides and what the wheel contains."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def test_import_offers_what_a_notebook_needs_and_starts_no_backend():
 
 
 def test_a_compiled_function_does_not_need_a_cache(monkeypatch):
-    """numba's own locators, as if none of their folders could be written."""
+    """Make every cache locator of numba fail, as if no folder could be written."""
 
     def refuse(locator):
         raise PermissionError

@@ -34,7 +34,7 @@ def test_what_cannot_be_compiled_for_is_one_line(target, message, monkeypatch):
 @pytest.mark.parametrize("saves", [False, True])
 @pytest.mark.parametrize("limit", [1, 5, 37, 1000, 1001])
 def test_the_largest_batch_is_found_with_few_compilations(limit, saves, monkeypatch):
-    """It is at most a sixteenth too small, whether or not the compiler reports the bytes needed.
+    """The batch is at most a sixteenth too small, even if the compiler reports no needed bytes.
 
     With `saves`, a batch near the limit just fits, as when XLA recomputes activations.
     """
@@ -77,19 +77,19 @@ def run_preflight(*flags):
 @pytest.mark.slow
 def test_the_smoke_config_is_compiled_for_a_tpu(tmp_path):
     pytest.importorskip("libtpu")
-    root = f"--config.data.root={tmp_path}"  # no labels: the competition's
+    root = f"--config.data.root={tmp_path}"  # it has no labels, so the competition's are assumed
     done = run_preflight("--target=v5e:2x2", "--json", root)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["target"] == "v5e:2x2"
     assert figures["devices"] == 4
     assert figures["fits"] is True
-    # Compare the compiler's figures with what is known without it.
+    # Compare the compiler's figures with figures from other sources.
     state = jax.eval_shape(lambda: create_state(classifier.init(17, 0), True))
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     chips = 4 * 64 * 64 * 3
     assert state_bytes + chips <= figures["argument_bytes"] <= 1.1 * (state_bytes + chips)
-    gflop = 2 * 4.09 * (64 / 224) ** 2  # ResNet50's (torchvision's figure), by area
+    gflop = 2 * 4.09 * (64 / 224) ** 2  # torchvision's figure for ResNet50, scaled by area
     assert figures["predict_flops"] / 4e9 == pytest.approx(gflop, rel=0.15)
     gradients = sum(
         leaf.size

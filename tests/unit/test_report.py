@@ -1,4 +1,4 @@
-"""Test report.html of run folders written by hand: its content, and its rendering in a browser."""
+"""Test report.html for hand-written run folders: its content, and its rendering in a browser."""
 
 import html.parser
 import json
@@ -27,7 +27,7 @@ from planet_jax.runtime.files import write_json
 from planet_jax.train.log import HISTORY_COLUMNS, STEP_COLUMNS
 from tests.support import ROOT, write_chips
 
-EVIL = "<script>document.title='owned'</script>"  # a label, so without spaces
+EVIL = "<script>document.title='owned'</script>"  # without spaces, because it is one label
 LABELS = ["clear primary", f"clear {EVIL}", "haze $x&quot;", "$x&quot; primary", "a\"b'c", ""] * 10
 EVIL_CHIP = '"><img src=http:x onerror=alert(1)>'
 
@@ -52,7 +52,7 @@ def write_run(folder, init_from="", **options):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """The second of two chained runs on chips with hostile names; both have every file of a run."""
+    """Write two complete chained runs on chips with hostile names; return the second's config."""
     folder = tmp_path_factory.mktemp("report")
     root = write_chips(folder / "root", LABELS)
     (root / "train-jpg" / "chip7.jpg").rename(root / "train-jpg" / f"{EVIL_CHIP}.jpg")
@@ -140,7 +140,7 @@ def test_commands_repeat_the_runs(config, path, monkeypatch):
         about = f"{config.workdir}/../{run}/config.json"
         with open(about) as file:
             options = json.load(file)["config"]
-        if command[3] == "evaluate":  # with other options than the training
+        if command[3] == "evaluate":  # its options differ from those of the training
             options |= {"score.resamples": 20, "score.test_time_augmentation": "dihedral"}
         assert json.loads(json.dumps(flatten(flag.value))) == options
 
@@ -170,7 +170,7 @@ def test_missing_parts_name_the_command_that_helps(config, tmp_path, capsys):
 
 
 def test_curves_of_a_resumed_run_without_its_old_rows(tmp_path):
-    """Rows keep their place: steps 5 to 23 and the epochs 1 and 2, then a stage of 24 steps."""
+    """Rows keep their positions: steps 5 to 23 and epochs 1 and 2, then a stage of 24 steps."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_run(tmp_path / name)
@@ -208,7 +208,7 @@ def test_a_label_of_several_words_is_one_label(tmp_path):
 
 @pytest.fixture
 def browser():
-    """Headless chromium; it makes no requests of its own."""
+    """Start headless chromium, which makes no requests of its own."""
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):

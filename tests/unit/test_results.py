@@ -26,7 +26,7 @@ from tests.trained_run import SKY, write_trained_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on chips that have weather: 32 to train on, 8 to validate."""
+    """Write a run on chips with weather tags: 32 training chips, 8 validation chips."""
     folder = tmp_path_factory.mktemp("results")
     write_chips(folder / "root", SKY)
     write_trained_run(small_config(folder))
@@ -115,7 +115,10 @@ def test_mistakes_can_be_trained_on(run, tmp_path):
 
 
 def test_fastai_views_follow_fastais_source(run):
-    """0.4 of the plain chip + 0.6 of eight zoomed corners, four of them flipped, augmented."""
+    """The result is 0.4 x the plain chip + 0.6 x the mean of eight augmented views.
+
+    The views are zoomed corners; four of them are flipped.
+    """
     config = small_config(run, **{"score.test_time_augmentation": "fastai", "data.decoded": False})
     stage = make_stage(config)
     (model,) = inference.load_models(config, inference.open_runs(config))
@@ -221,7 +224,7 @@ def odd_folder(tmp_path):
 
 
 def test_predict_skips_what_cannot_be_read_and_says_so(run, odd_folder, tmp_path, capfd):
-    """The data root is not there: the run knows its labels."""
+    """The data root may be missing, because the run stores its labels."""
     options = {"predict.folder": str(odd_folder), "data.root": str(tmp_path / "nowhere")}
     commands.predict(small_config(run, **options))
     table, skipped = (read(run / "run" / f"{name}.csv") for name in ("predictions", "skipped"))

@@ -90,7 +90,7 @@ def test_every_tag_is_visible_at_64_pixels(tag):
             Image.fromarray(sample.draw_chip(np.random.default_rng(seed), tags)).reduce(4)
             for tags in ((*beside, tag), ("primary",) if tag != "primary" else ())
         )
-        # The light of the two differs by less than a sixth, far below this threshold.
+        # The brightness of the two chips differs by less than a sixth, far below this threshold.
         change = np.log(np.maximum(shown, 1) / np.maximum(absent, 1))
         assert (np.abs(change).max(axis=-1) > 0.35).sum() > 40, (tag, seed)
 

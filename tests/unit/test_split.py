@@ -1,4 +1,4 @@
-"""Check who trains and who validates."""
+"""Test which chips train and which validate."""
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,9 @@ def make_labels(targets, **fields):
 
 
 def spread(folds, targets, k):
-    """Return the mean distance between each label's odds in a fold and in all chips.
+    """Return the mean difference between each label's share in a fold and in all chips.
 
-    It is the label distribution of Sechidis et al. 2011, with shares instead of odds.
+    This is the label distribution of Sechidis et al. 2011, with shares instead of odds.
     """
     shares = [targets[folds == fold].mean(0) for fold in range(k)]
     return np.abs(np.array(shares) - targets.mean(0)).mean()
@@ -33,7 +33,7 @@ def spread(folds, targets, k):
 
 @st.composite
 def divided(draw):
-    """Draw targets, the number of folds and groups of chips."""
+    """Draw targets, a number of folds, and the group of each chip."""
     n, classes, k = draw(st.integers(12, 60)), draw(st.integers(1, 6)), draw(st.integers(2, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     targets = (rng.random((n, classes)) < rng.random(classes)).astype(np.uint8)
@@ -93,7 +93,7 @@ def test_folds_of_the_competition_have_equal_shares():
     targets = read_labels(SHARED / "data" / "planet").targets
     folds = stratified_folds(targets, 5, 42)
     counts = np.array([targets[folds == fold].sum(0) for fold in range(5)])
-    assert np.ptp(np.bincount(folds)) <= 20  # of 8,096
+    assert np.ptp(np.bincount(folds)) <= 20  # of 8,096 chips
     assert (np.ptp(counts, 0) <= np.maximum(2, 0.01 * counts.mean(0))).all()
 
 

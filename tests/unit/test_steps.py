@@ -29,24 +29,25 @@ from tests.support import small_config
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("resnet50", marks=pytest.mark.slow)])
 def network(request):
-    """The quick network, and the real one, which takes minutes to compile."""
+    """Return the name of the quick network, or of the real one, which compiles for minutes."""
     return request.param
 
 
 def test_four_devices_train_as_one(network):
     """The losses are equal except for the order of sums.
 
-    A fresh ResNet50 in float32 is chaotic: sums in another order move its loss in the fifth or
-    sixth digit, and its gradient by a percent, as near-ties of the max pool fall the other way.
-    (With BatchNorm in float64 the gradients of 1 and 4 devices agree to 4e-6.) So the first loss
-    has a tight bound and the later ones a loose one. Another test checks the gradient's rule.
+    A fresh ResNet50 in float32 is chaotic. Sums in another order change its loss in the fifth or
+    sixth digit. They change its gradient by a percent, because near-ties of the max pool get
+    another maximum. (With BatchNorm in float64 the gradients of 1 and 4 devices agree to 4e-6.) So
+    the bound is tight for the first loss and loose for later losses. Another test checks the rule
+    of the gradient.
     """
     one, losses_of_one = take_steps(network, 1, 3)
     four, losses_of_four = take_steps(network, 4, 3)
     assert losses_of_four[0] == pytest.approx(losses_of_one[0], rel=1e-4)
     assert losses_of_four == pytest.approx(losses_of_one, rel=0.05)
     assert losses_of_one[2] < losses_of_one[0]
-    # The stem's mean has nothing chaotic before it.
+    # No chaotic layer comes before the stem's mean.
     stem = [state.batch_stats["backbone"]["bn1"]["mean"] for state in (one, four)]
     np.testing.assert_allclose(stem[1], stem[0], rtol=1e-5, atol=1e-6)
 
@@ -54,7 +55,7 @@ def test_four_devices_train_as_one(network):
 def test_bfloat16_changes_the_activations_alone(network):
     """The state and the loss keep the dtypes of a float32 run.
 
-    test_model has the effect on a block, benchmarks/precision.py that on a stage's scores.
+    test_model tests the effect on a block; benchmarks/precision.py measures it on stage scores.
     """
     rates = {"lr": np.zeros(3, np.float32), "beta1": np.zeros((), np.float32)}
     on_devices = {name: to_devices(array, 1) for name, array in one_batch().items()}
@@ -89,7 +90,7 @@ def test_global_batch_norm_and_its_gradient_are_those_of_the_whole_batch():
                 return (jax.numpy.sin(out) * weight).mean(), changed["batch_stats"]
 
             grads, stats = jax.grad(loss_fn, (0, 1), has_aux=True)(variables["params"], x)
-            # The loss is a mean over devices, so a chip's own gradient is shared out among them.
+            # The loss is a mean over devices, so a chip's gradient is divided by their number.
             return jax.lax.pmean(grads[0], BATCH_AXIS), grads[1] / devices, stats
 
         mapped = jax.pmap(
@@ -114,8 +115,8 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments(network):
 
     jax.tree_util.tree_map_with_path(compare, variables["params"], state.params)
     blocks, projections = {"tiny": (4, 3), "resnet50": (16, 4)}[network]
-    norms = 1 + 3 * blocks + projections + 2  # two in the head
-    assert moved == {True: 2 * norms + 4, False: 0}  # scale and bias of each, and two linears
+    norms = 1 + 3 * blocks + projections + 2  # plus two in the head
+    assert moved == {True: 2 * norms + 4, False: 0}  # 2 a norm, 2 a Linear layer
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
     assert moments == 2 * sum(
         leaf.size
@@ -159,12 +160,12 @@ def test_averages_of_logits_and_of_probabilities():
     }.items():
         np.testing.assert_allclose(average_logits(logits, how, weights), expected, atol=1e-5)
         np.testing.assert_allclose(average_logits(logits[:1], how), logits[0], atol=1e-5)
-    far = np.array([[200.0], [-200]], np.float32)  # probabilities 1 and 0: a half
+    far = np.array([[200.0], [-200]], np.float32)  # the mean of probabilities 1 and 0 is a half
     assert average_logits(far, "probabilities")[0] == pytest.approx(0, abs=1e-4)
 
 
 def test_eight_views_give_a_chip_and_its_mirror_the_same_logits(network):
-    """They equal the average of eight separate passes."""
+    """The logits also equal the average of eight separate passes."""
     model, variables = classifier.build(CLASSES, network), start_weights(network)
     chips = one_batch()["chips"]
     predict = make_predict_step(model, tuple(jax.devices()[:1]))
@@ -181,7 +182,7 @@ def test_eight_views_give_a_chip_and_its_mirror_the_same_logits(network):
 
 
 def test_the_range_test_leaves_no_trace(tmp_path):
-    shapes = {"data.size": 64, "data.batch_size": 16}  # of one_batch, to compile the step once
+    shapes = {"data.size": 64, "data.batch_size": 16}  # as one_batch, to compile once
     config = small_config(tmp_path, **{"lr_range.steps": 20}, **shapes)
     stage = make_stage(config)
     state = initial_state(stage, Start())
@@ -189,7 +190,7 @@ def test_the_range_test_leaves_no_trace(tmp_path):
     lrs, losses = lr_range.run(stage, state)
     assert len(lrs) == len(losses) > 1
     jax.tree.map(np.testing.assert_array_equal, state, before)
-    again = lr_range.run(stage, state)  # and no random state that a second run would show
+    again = lr_range.run(stage, state)  # the random state did not change either
     np.testing.assert_array_equal(losses, again[1])
 
 

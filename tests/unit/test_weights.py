@@ -1,4 +1,4 @@
-"""Test the weights' way to and from torchvision's names."""
+"""Test the conversion of weights to and from torchvision's names."""
 
 import huggingface_hub
 import jax

@@ -1,4 +1,4 @@
-"""Search the project's text for words that an ordinary reader stops at."""
+"""Check that the project's text has no archaic and no British words."""
 
 import re
 from pathlib import Path

@@ -29,10 +29,10 @@ SCORES = ("valid_loss", "accuracy_thresh", "fbeta")
 
 
 def check(config: ConfigDict) -> None:
-    """Check that the config's views and decision rule can be exported.
+    """Check that the config's score options can be exported.
 
     Raises:
-      BadInput: naming the option that cannot.
+      BadInput: an option cannot be exported; the message names it.
     """
     score, problem = config.score, ""
     if score.ensemble:
@@ -61,10 +61,10 @@ def write(
 ) -> Path:
     """Write the folder `export` in config.workdir, replacing an older one; return its path.
 
-    `fitted_to` names the model's probabilities, as in `fitted_decisions.write_decision`.
+    `fitted_to` identifies the model's probabilities, as in `fitted_decisions.write_decision`.
 
     Raises:
-      BadInput: as `check` does.
+      BadInput: see `check`.
     """
     check(config)
     path = Path(config.workdir) / FOLDER

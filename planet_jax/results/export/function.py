@@ -1,4 +1,4 @@
-"""Build the serving function: uint8 chips of any number and size to probabilities."""
+"""Build the serving function, which maps uint8 chips of any number and size to probabilities."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from planet_jax.score.calibration import Calibration
 from planet_jax.train.steps import batch_logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MAX_SIDE = 1024  # pixels; `_shrunken_sides` is a table of this size squared
+MAX_SIDE = 1024  # pixels; the table of `_shrunken_sides` grows with its square
 
 Serve = Callable[[UInt8[Array, "b h w 3"]], Float[Array, "b classes"]]
 
@@ -25,7 +25,7 @@ def serving_function(
     average: str = "",
     calibration: Calibration | None = None,
 ) -> Serve:
-    """Return the function from decoded chips to probabilities, as `predict` computes them.
+    """Return a function that computes the probabilities of `predict` from decoded chips.
 
     It resizes to `size` pixels and applies the classifier. With `average` (probabilities or logits)
     it averages over the eight dihedral views. With `calibration` it scales the logits.
@@ -55,8 +55,8 @@ def exported(serve: Serve) -> export.Exported:
 def resize(chip: UInt8[Array, "h w 3"], size: int) -> UInt8[Array, "size size 3"]:
     """Resize a chip as validation does (`augment.render(chips, None, size)`).
 
-    A chip of `size` pixels is returned unchanged. Others differ from validation by at most two
-    levels, because validation rounds its means and positions to fixed-point numbers.
+    A chip of `size` pixels is returned unchanged. In other chips, levels differ by at most two from
+    validation, because validation rounds means and positions to fixed-point numbers.
     """
     height, width = (jnp.asarray(side, jnp.int32) for side in chip.shape[:2])
     small = jnp.asarray(_shrunken_sides(size), jnp.int32)[:, jnp.minimum(height, width)]
@@ -88,9 +88,9 @@ def _axis_weights(side: int, small: Int[Array, ""], size: int) -> Float[Array, "
 
 
 def _shrunken_sides(size: int) -> Int[np.ndarray, "side shorter"]:
-    """Return a side's length after the shrink by area, for every side and shorter side.
+    """Return a side's length after the area shrink, for every pair of side and shorter side.
 
-    A table, because validation divides in float64 and an exported function has float32.
+    It is a table, because validation divides in float64 and exported functions have float32.
     """
     sides = np.arange(MAX_SIDE + 1)
     shrink = np.maximum(sides, 1) / size / 2

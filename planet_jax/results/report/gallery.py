@@ -15,8 +15,8 @@ from planet_jax.results.report import html
 from planet_jax.runtime.errors import BadInput
 
 SIDE = 128  # pixels of a chip
-FIRST_CHIPS = 12  # in a gallery, of any class; script.js shows as many when no class is chosen
-CHIPS_PER_CLASS = 4  # in a gallery at least, if the class has as many
+FIRST_CHIPS = 12  # shown in a gallery while no class is chosen; script.js has the same number
+CHIPS_PER_CLASS = 4  # of each class in a gallery, up to MAX_CHIPS in all
 MAX_CHIPS = 80  # in a gallery: the page stays under 5 MB even if the chips are noise
 TEXT_COLUMNS = {"image_name": str, "tags": str, "predicted": str}  # of chips.csv
 
@@ -81,7 +81,7 @@ def card(
             kind = "wrong" if label not in true else "hit" if label in predicted else "missed"
             sign = "✓" if kind == "hit" else kind
             labels.append(f'<li class="{kind}">{sign} {escape(label)} {probability:.2f}</li>')
-    either = "\n".join(dict.fromkeys(true + predicted))  # script.js splits it
+    either = "\n".join(dict.fromkeys(true + predicted))  # script.js splits at the newline
     return (
         f'<li data-labels="{escape(either)}">{_picture(finder, row["image_name"], true)}'
         f"<b>{escape(row['image_name'])}</b> loss {row['loss']:.3f}, F2 {row['fbeta']:.2f}"

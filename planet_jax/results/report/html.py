@@ -21,8 +21,8 @@ NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 def page(title: str, sections: Mapping[str, str]) -> str:
     """Return the whole page; `sections` maps headings to HTML.
 
-    Its content security policy blocks all requests and every script but script.js, so that HTML in
-    a label or file name does nothing.
+    Its content security policy blocks all requests and every script except script.js, so that HTML
+    in a label or file name does nothing.
     """
     files = importlib.resources.files("planet_jax.results.report")
     script = files.joinpath("script.js").read_text()
@@ -42,8 +42,8 @@ def page(title: str, sections: Mapping[str, str]) -> str:
 def figure(picture: Figure, caption: str, alternative: str = "") -> str:
     """Return a matplotlib figure as inline SVG, for light and dark pages.
 
-    Black becomes the page's text color, white its background. `alternative` is the text for screen
-    readers; by default the caption.
+    Black becomes the page's text color, and white the page's background. `alternative` is the text
+    for screen readers, by default the caption.
     """
     file = io.StringIO()
     text_as_text = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption})

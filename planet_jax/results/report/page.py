@@ -1,7 +1,7 @@
 """Write report.html: one page that shows a run folder.
 
-The page is built from files alone; nothing is trained, scored or downloaded. A part whose files are
-missing is replaced by one line, with the command that writes them.
+The page is built from files alone; nothing is trained, scored or downloaded. If a part's files are
+missing, one line takes its place and names the command that writes them.
 """
 
 from collections.abc import Callable

@@ -22,7 +22,7 @@ class RunFolder:
     """The files of a run folder, read when first used.
 
     Attributes:
-      folder, root: of the run, and of its chips.
+      folder, root: the run folder, and the folder of its chips.
       about: the content of config.json.
 
     Raises:
@@ -37,7 +37,7 @@ class RunFolder:
 
     @functools.cached_property
     def chain(self) -> list[Path]:
-        """Return the run folders from the first stage to this one, as far back as they exist."""
+        """Return the run folders of the chain, from the earliest that exists to this one."""
         chain, folder = [self.folder], self.init_from(self.folder)
         while folder and not _missing_file(folder) and folder not in chain:
             chain.insert(0, folder)
@@ -45,7 +45,7 @@ class RunFolder:
         return chain
 
     def init_from(self, folder: Path) -> Path | None:
-        """Return the run whose weights a run started with."""
+        """Return the run whose weights the run in `folder` started from, or None."""
         options = self.options(folder)
         return Path(options["init_from"]) if options.get("init_from") else None
 
@@ -65,7 +65,7 @@ class RunFolder:
         """Return the content of metrics.json.
 
         Raises:
-          MissingPart: there is no such file, or it has not all of `names`.
+          MissingPart: the file does not exist, or one of `names` is missing in it.
         """
         path = self.folder / "metrics.json"
         if not path.exists():
@@ -88,7 +88,7 @@ def command(name: str, options: dict[str, Any]) -> str:
 
 
 def differs(name: str, value: Any) -> bool:
-    """Return whether an option of config.json differs from its default; unknown ones do not."""
+    """Return whether an option differs from its default; return False for an unknown option."""
     return name in OPTIONS and bool(value != as_json(OPTIONS[name].default))
 
 

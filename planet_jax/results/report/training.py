@@ -66,7 +66,7 @@ def lr_ranges(run: RunFolder) -> str:
 
 
 def augmented_batch(run: RunFolder) -> str:
-    """Show chips as training gets them."""
+    """Show the picture of an augmented training batch."""
     paths = [folder / "show_batch.png" for folder in run.chain[::-1]]
     path = next((path for path in paths if path.exists()), None)
     if path is None:

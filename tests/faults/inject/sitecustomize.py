@@ -1,8 +1,9 @@
-"""Faults from within a process; Python imports this module first.
+"""Inject faults into the process; Python imports this module at startup.
 
-FAULT_CLOCK=SEED   one look in ten at the wall clock makes it jump by days, either way.
-FAULT_AT=N         at the N-th file or folder of `run` that Python opens for writing, makes, renames
-FAULT=kill|full    or removes, kill the process, or raise that the disk is full.
+FAULT_CLOCK=SEED   make the wall clock jump by days, forward or back, at one reading in ten.
+FAULT=kill|full    kill the process, or raise ENOSPC (the disk is full), at the event FAULT_AT.
+FAULT_AT=N         the N-th time that Python opens for writing, makes, renames or removes a file or
+                   folder of `run`; for a full disk, removals do not count.
 """
 
 import errno
