@@ -4,8 +4,8 @@
 
 Trains the twin's two stages for that seed if they do not exist (see twin.py). Scores the second
 stage on its 210 validation chips and prints a Markdown table. The table has F2 and its gain over
-one threshold without augmentation, each with a 95% bootstrap interval. Fitted values are fitted to
-other chips than those they score.
+the baseline, each with a 95% bootstrap interval. The baseline is a single threshold without
+augmentation. Thresholds and calibration are never scored on the chips they were fitted to.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Multi-label classification of satellite chips in pure JAX: the planet notebook and more.
+"""Multi-label classification of satellite chips in pure JAX, after fastai's planet notebook.
 
 Example:
     from planet_jax import commands, get_config

@@ -37,7 +37,7 @@ def gradients(
 ) -> tuple[Array, Array]:
     """Return a 3x3 convolution's gradients with respect to x [n h w k] and kernel [3 3 k c].
 
-    dy is [n h2 w2 c]. `plain` computes both, except where a matrix product was measured faster.
+    dy is [n h2 w2 c]. `plain` computes both. Where a matrix product proved faster, it replaces one.
     """
     dx, dkernel = plain(x, kernel, dy)  # XLA removes a result that is not used
     k, c = kernel.shape[2:]
@@ -60,7 +60,7 @@ def outer_products(
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Take 3x3 maxima at stride 2, padded by 1, as maxima of slices along h and then along w.
+    """Max-pool x (3x3, stride 2, padding 1): maxima of slices along h, then along w.
 
     Among equal values in a window, the gradient goes to the leftmost column, then the topmost row.
     """

@@ -125,7 +125,8 @@ class PooledBatchNorm(_Norm):
 def worth_folding(x: Float[Array, "*n k"]) -> bool:
     """Return whether the k² moments of x cost less than the moments of the product.
 
-    On a CPU, and by the TPU compiler's estimate, they cost less from 32 rows per channel of x.
+    They cost less if x has at least 32 rows per channel: measured on a CPU, and estimated by the
+    TPU compiler.
     """
     return rows_of(x) >= 32 * x.shape[-1]
 
@@ -148,7 +149,7 @@ def moments_of_product(x: Float[Array, "*n k"], kernel: Float[Array, "k c"]) -> 
     If M [k, k] is the mean of the outer products of x, then E[(x·w)²] = wᵀ M w.
     """
     axes = tuple(range(x.ndim - 1))
-    # Both factors of M give the same gradient: differentiate only the first; double the product.
+    # Both factors of M give the same gradient, so the first is differentiated and then doubled.
     # Subtracting the constant product restores the value of M.
     constant = lax.stop_gradient(x)
     outer = 2 * _outer_products(x, constant, kernel.dtype)

@@ -35,7 +35,7 @@ class Fault:
     Attributes:
       name: the name of its option on the command line.
       count: the default number of faults.
-      attempt: makes one try in a home, given this try's random generator and number.
+      attempt: runs one try in a `Home`; takes the try's random generator and index.
       per_try: faults in one try.
       is_alone: whether the try runs alone, because it is timed.
     """
@@ -66,7 +66,7 @@ HEADER = f"{'what':<24}{'tried':>8}{'right':>8}{'seconds':>8}  figures"
 
 
 def row(what: str, outcomes: Sequence[Outcome], seconds: float) -> Row:
-    """Sum up the tries of one fault, which took `seconds` together."""
+    """Sum up the tries of one fault. Together, the tries took `seconds`."""
     counts = Counter(note for outcome in outcomes for note in outcome.notes)
     figures = [f"{count} {note}" for note, count in sorted(counts.items())]
     if slowest := max(outcome.seconds for outcome in outcomes):
