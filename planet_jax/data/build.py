@@ -19,7 +19,8 @@ from planet_jax.data.labels import Labels
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify, progress
 
-VERSION = 2  # part of a build's fingerprint: raise it when the content of a build changes
+VERSION = 3  # part of a build's fingerprint: raise it when the content of a build changes
+PART_BYTES = 2**28  # of the images in one split of the records
 PIXELS, FACTS = "chips.npy", "build.json"
 DECODERS = {"image": tfds.decode.SkipDecoding()}
 
@@ -46,12 +47,15 @@ class Planet(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-        return {"chips": self._generate_examples()}
+        # tfds holds a split in memory, and needs TensorFlow to write one of more than 1 GB.
+        part = np.cumsum([file.stat().st_size for file in self.files]) // PART_BYTES
+        parts = np.split(np.arange(len(part)), np.flatnonzero(np.diff(part)) + 1)
+        return {f"part{i:05}": self._generate_examples(rows) for i, rows in enumerate(parts)}
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, name in enumerate(self.labels.names):
+    def _generate_examples(self, rows: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i in rows.tolist():
             labels = np.flatnonzero(self.labels.targets[i]).tolist()
-            yield i, {"name": name, "image": str(self.files[i]), "labels": labels}
+            yield i, {"name": self.labels.names[i], "image": str(self.files[i]), "labels": labels}
 
 
 def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> None:
@@ -100,7 +104,7 @@ def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> Non
 def open_records(folder: Path) -> Any:
     """Return the records of a build, indexed by row, with encoded images."""
     builder = tfds.builder_from_directory(str(folder / "planet" / str(Planet.VERSION)))
-    return builder.as_data_source(split="chips", decoders=DECODERS)
+    return builder.as_data_source(split="+".join(sorted(builder.info.splits)), decoders=DECODERS)
 
 
 def sha256(*parts: str | bytes) -> str:

@@ -75,6 +75,18 @@ def test_unusual_chips_and_labels_are_converted_with_a_notice(tmp_path, capsys):
         assert notice in notices
 
 
+def test_records_of_many_parts_are_in_file_order(tmp_path, monkeypatch):
+    root = write_chips(tmp_path / "root", ["a", "b"] * 6)
+    whole = dataset.load(root, tmp_path / "whole", decoded=False)
+    monkeypatch.setattr(dataset.build, "PART_BYTES", 2000)
+    parts = dataset.load(root, tmp_path / "parts", decoded=False)
+    assert len(list((tmp_path / "parts").rglob("*part*array_record*"))) > 2
+    names = [parts.chips.records[i]["name"].decode() for i in range(12)]
+    assert names == list(parts.labels.names)
+    rows = np.arange(12)
+    np.testing.assert_array_equal(parts.chips[rows], whole.chips[rows])
+
+
 def test_ready_build_is_used_where_nothing_can_be_written(tmp_path, monkeypatch):
     root, cache = write_chips(tmp_path / "root", ["a", "b"]), tmp_path / "cache"
     first = dataset.load(root, cache)
