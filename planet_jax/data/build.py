@@ -71,24 +71,27 @@ def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> Non
     _write_records(labels, files, folder)
     records, rows = open_records(folder), range(len(files))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        headers = list(pool.map(lambda i: _read_header(records[i]["image"]), rows))
+        headers = list(pool.map(_read_header, files))
         width, height = _most_common_size(headers, source)
         shape = (len(files) if decoded else 0, height, width, 3)
         pixels = _allocate(folder / PIXELS, shape)
 
-        def decode(i: int) -> bool:
+        def decode(i: int) -> tuple[bytes, bool]:
+            encoded = records[i]["image"]
+            digest = hashlib.sha256(encoded).digest()
             try:
-                chip = decode_chip(records[i]["image"], (width, height))
+                chip = decode_chip(encoded, (width, height))
             except ValueError:
-                return False
+                return digest, False
             if decoded:
                 pixels[i] = chip
-            return True
+            return digest, True
 
-        damaged = []
+        digests, damaged = [], []
         with progress("decoding chips", len(files), "chips") as advance:
-            for file, is_whole in zip(files, pool.map(decode, rows), strict=True):
+            for file, (digest, is_whole) in zip(files, pool.map(decode, rows), strict=True):
                 advance()
+                digests.append(digest)
                 if not is_whole:
                     damaged.append(str(file.relative_to(source)))
     if damaged:
@@ -97,7 +100,7 @@ def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> Non
             f"{first_few(damaged)}; fetch them again or remove them from the labels"
         )
     pixels.flush()
-    facts = {"size": [height, width], "digest": sha256(*(header.digest for header in headers))}
+    facts = {"size": [height, width], "digest": sha256(*digests)}
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -124,17 +127,15 @@ def _write_records(labels: Labels, files: list[Path], folder: Path) -> None:
 
 
 class _Header(NamedTuple):
-    digest: bytes
     size: tuple[int, int] | None = None  # None: not an image
     mode: str = "RGB"
 
 
-def _read_header(encoded: bytes) -> _Header:
-    digest = hashlib.sha256(encoded).digest()
+def _read_header(file: Path) -> _Header:
     try:
-        return _Header(digest, *read_header(encoded))
+        return _Header(*read_header(file.read_bytes()))
     except ValueError:
-        return _Header(digest)
+        return _Header()
 
 
 def _most_common_size(headers: list[_Header], folder: Path) -> tuple[int, int]:
