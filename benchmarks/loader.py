@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))
     args = parser.parse_args()
     data = dataset.load(args.root, args.cache)
-    files = sorted((args.root / dataset.FOLDER).iterdir())[:300]
+    files = sorted((args.root / "train-jpg").iterdir())[:300]
     chips = data.chips[np.arange(512)]
     drawn = matrices(draw(np.random.default_rng(0), len(chips)))
     ours(data, 128, 0, epochs=1)  # compile, and read the pixels into memory

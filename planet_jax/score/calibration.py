@@ -1,5 +1,7 @@
 """Measure how well probabilities are calibrated, and calibrate them by Platt scaling."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +42,8 @@ def fit_calibration(probabilities: Probabilities, targets: Targets) -> Calibrati
     if len(targets) == 0:
         return Calibration(np.ones(targets.shape[1]), np.zeros(targets.shape[1]))
     logits = np.ascontiguousarray(_logit(probabilities).T)
-    fitted = [_fit_class(z, t) for z, t in zip(logits, targets.T > 0, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        fitted = list(pool.map(_fit_class, logits, targets.T > 0))
     return Calibration(*np.array(fitted).T.reshape(2, -1))
 
 
