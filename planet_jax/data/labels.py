@@ -3,7 +3,6 @@
 import collections
 import csv
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ def read_labels(root: Path, data: ConfigDict | None = None) -> Labels:
 
     Raises:
       BadInput: as `label_file.read` and `label_folders.read`; no row has a tag; a name is
-        repeated or is not a plain file name.
+        repeated, absolute or outside `data.chip_folder`.
     """
     data = data or get_config().data
     path = root / (data.label_file or data.chip_folder)
@@ -83,9 +82,11 @@ def chip_folder(root: Path, data: ConfigDict) -> Path:
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    bad = [name for name in names if not name or name != os.path.basename(name) or "\0" in name]
-    if bad:
-        raise BadInput(f"{path}: {len(bad)} names are not file names: {first_few(map(repr, bad))}")
+    if bad := [name for name in names if {"", ".", ".."} & set(name.split("/")) or "\0" in name]:
+        raise BadInput(
+            f"{path}: {len(bad)} names are not files in data.chip_folder: "
+            f"{first_few(map(repr, bad))}"
+        )
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise BadInput(f"{path}: {len(repeated)} names are repeated: {first_few(repeated)}")

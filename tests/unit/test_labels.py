@@ -50,7 +50,7 @@ BAD = {
     "no rows": ("image_name,tags\n", "has no rows"),
     "repeated": ("image_name,tags\nchip0,a\nchip1,a\nchip0,b\n", "1 names are repeated: chip0"),
     "no tag": ("image_name,tags\nchip0,\nchip1, \n", "no row has a tag"),
-    "path": ("image_name,tags\n../chip0,a\n", "1 names are not file names: '../chip0'"),
+    "path": ("image_name,tags\n../chip0,a\n", "1 names are not files in data.chip_folder"),
     "long row": ("image_name,tags\nchip0,a,b,c\n", "not readable as CSV"),
     "no chip": (
         "image_name,tags\nchip0,a\nx1,a\nx2,a\nx3,a\nx4,b\n",

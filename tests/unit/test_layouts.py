@@ -137,6 +137,16 @@ def test_chips_are_found_whatever_their_ending(tmp_path, ending, written):
     assert means == pytest.approx([0, 50, 100, 150], abs=3)
 
 
+def test_names_can_hold_folders(tmp_path):
+    chips = {f"tiles/{n}": tags for n, tags in TRUTH.items()}
+    rows = [["image_name", "tags"], *([f"{n}.png", "|".join(sorted(t))] for n, t in chips.items())]
+    (tmp_path / "train-jpg" / "tiles").mkdir(parents=True)
+    root = write(tmp_path, rows, chips=chips)
+    data = dataset.load(root, tmp_path / "cache", data=data_config(label_delimiter="|"))
+    assert found(data.labels) == chips
+    assert data.chips[np.arange(4)].mean((1, 2, 3)).tolist() == [0, 50, 100, 150]
+
+
 def test_composed_and_decomposed_names_match(tmp_path):
     forms = [unicodedata.normalize(form, "é0") for form in ("NFC", "NFD")]
     for written, on_disk in (forms, forms[::-1]):
