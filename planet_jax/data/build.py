@@ -76,28 +76,29 @@ def build(labels: Labels, files: list[Path], folder: Path, decoded: bool) -> Non
         shape = (len(files) if decoded else 0, height, width, 3)
         pixels = _allocate(folder / PIXELS, shape)
 
-        def decode(i: int) -> tuple[bytes, bool]:
+        def decode(i: int) -> tuple[bytes, str]:  # the second is the reason of a failure
             encoded = records[i]["image"]
             digest = hashlib.sha256(encoded).digest()
             try:
                 chip = decode_chip(encoded, (width, height))
-            except ValueError:
-                return digest, False
+            except ValueError as error:
+                return digest, str(error) or type(error).__name__
             if decoded:
                 pixels[i] = chip
-            return digest, True
+            return digest, ""
 
-        digests, damaged = [], []
+        digests, damaged = [], {}
         with progress("decoding chips", len(files), "chips") as advance:
-            for file, (digest, is_whole) in zip(files, pool.map(decode, rows), strict=True):
+            for file, (digest, reason) in zip(files, pool.map(decode, rows), strict=True):
                 advance()
                 digests.append(digest)
-                if not is_whole:
-                    damaged.append(str(file.relative_to(source)))
+                if reason:
+                    damaged[str(file.relative_to(source))] = reason
     if damaged:
         raise BadInput(
             f"{source}: {len(damaged)} chips are damaged or not images: "
-            f"{first_few(damaged)}; fetch them again or remove them from the labels"
+            f"{first_few(damaged)}; the first: {next(iter(damaged.values()))}; fetch them again or "
+            "remove them from the labels"
         )
     pixels.flush()
     facts = {"size": [height, width], "digest": sha256(*digests)}

@@ -51,13 +51,15 @@ def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[s
             f"{len(marked)} labels hold commas, bars, brackets or quotes: "
             f"{first_few(map(repr, marked))}; {advice}"
         )
-    elif labels.targets.sum(1).max() == 1 and (joint := _joint(labels.classes)):
+    elif data.label_file and labels.targets.sum(1).max() == 1 and (joint := _joint(labels.classes)):
         found.append(
             f"every chip has one label, and labels look joined by {joint!r}: "
             f"{first_few(repr(label) for label in labels.classes if joint in label)}; {advice}"
         )
     if 2 * (once := (counts == 1).sum()) >= len(counts):
         found.append(f"{once} of {len(counts)} labels are seen once; {advice}")
+    if not len(train) or not len(valid):
+        found.append(f"{len(train):,} chips train and {len(valid):,} validate")
     trained, validated = (labels.targets[rows].any(0) for rows in (train, valid))
     if never := [labels.classes[i] for i in np.flatnonzero(validated & ~trained)]:
         found.append(
@@ -68,10 +70,13 @@ def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[s
 
 
 def _joint(classes: Sequence[str]) -> str:
-    """Return a character at which n labels split into fewer than n distinct parts, or ''."""
+    """Return a character at which labels look joined, or ''.
+
+    Either n labels split into at most n distinct parts, or all their parts are labels too.
+    """
     for joint in JOINTS:
         joined = [label for label in classes if joint in label]
         parts = {part.strip() for label in joined for part in label.split(joint)}
-        if len(parts) < len(joined):
+        if joined and (len(parts) <= len(joined) or parts <= set(classes)):
             return joint
     return ""

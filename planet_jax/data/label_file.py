@@ -71,6 +71,7 @@ def read(path: Path, data: ConfigDict) -> LabelRows:
     _check_columns(path, table, [data.name_column, *columns, *others])
     names = [name.strip() for name in table[data.name_column]]
     untidy = table[data.name_column] != names
+    names = [name.replace("\\", "/").removeprefix("./") for name in names]  # as Windows writes them
     if data.label_format == "one_hot":
         tags = _one_hot(path, table[columns])
     else:
@@ -103,6 +104,8 @@ def _read_table(path: Path, delimiter: str) -> pd.DataFrame:
             f"{path}: no label file; set config.data.root to a folder that has one, or "
             "config.data.label_file to its name ('': a folder per label)"
         ) from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not readable as CSV ({error}); save it as UTF-8") from None
     except (ValueError, Warning, OSError) as error:  # pandas' own errors are ValueErrors
         raise BadInput(f"{path}: not readable as CSV ({error})") from None
     table.columns = [unicodedata.normalize("NFC", cell.strip()) for cell in table.iloc[0]]

@@ -69,6 +69,7 @@ FORMATS = {
         {"name_column": "file", "label_columns": ("land",), "label_delimiter": "|"},
     ),
     "spaces in the header": (cells("|".join, (" image_name", " tags ")), {"label_delimiter": "|"}),
+    "Windows paths": (cells("|".join, name=lambda n: f".\\{n}.png"), {"label_delimiter": "|"}),
     "endings": (cells("|".join, name=lambda n: f"{n}.jpg"), {"label_delimiter": "|"}),
     "two columns": (
         [["image_name", "sky", "land"]]

@@ -187,6 +187,9 @@ WRONG = {
     "bars": (["a|b", "a", "b", "b"], {}, "hold commas, bars"),
     "Python lists": (["['a',", "'b']", "b"], {}, "hold commas, bars"),
     "joined": (["a_b", "a_c", "b_c", "a_b_c"], {}, "labels look joined by '_'"),
+    "joined in pairs": (["a/b", "b/c", "c/a", "a/b"], {}, "labels look joined by '/'"),
+    "joined and alone": (["a b", "a", "b", "b"], {"label_delimiter": ","}, "look joined by ' '"),
+    "no validation": (["a", "a"], {}, "2 chips train and 0 validate"),
     "seen once": (["a", "b", "c", "a"], {}, "2 of 3 labels are seen once"),
     "never trains": (["a", "a", "b", "b"], {}, "labels that validate and never train: b"),
 }
@@ -197,7 +200,7 @@ def test_labels_that_look_wrong_are_named(case):
     words, options, message = WRONG[case]
     classes = tuple(sorted(set(words)))
     labels = Labels(tuple(words), classes, np.array([[c == w for c in classes] for w in words]))
-    lines = describe.doubts(labels, np.array([0, 1]), np.array([2, 3][: len(words) - 2]),
+    lines = describe.doubts(labels, np.array([0, 1]), np.array([2, 3][: len(words) - 2], int),
                             data_config(**options))  # fmt: skip
     assert any(message in line for line in lines), lines
 
