@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow's errors for damaged bytes, and for a header with an absurdly large size.
 PILLOW_ERRORS = (
@@ -71,5 +71,7 @@ def _damage_as_value_error() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image, or of an unknown format") from error
     except PILLOW_ERRORS as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+        raise ValueError(str(error) or type(error).__name__) from error

@@ -166,7 +166,7 @@ def folder_batches(
         except (OSError, ValueError) as error:
             if skipped is None:
                 raise BadInput(f"{file}: cannot be decoded ({error}); remove it") from None
-            skipped[int(position)] = str(error)
+            skipped[int(position)] = getattr(error, "strerror", None) or str(error)
             return np.zeros((1, size, size, 3), np.uint8)
 
     def make(positions: np.ndarray) -> Batch:
