@@ -51,7 +51,8 @@ def _images_in(folder: Path, subfolders: bool) -> dict[str, Path]:
         raise BadInput(f"config.predict.folder = {folder}: no such file or folder")
     found = folder.rglob("*") if subfolders else folder.iterdir()
     visible = sorted(f for f in found if not f.name.startswith("."))  # macOS adds ._a.jpg to a.jpg
-    files = [file for file in visible if not file.is_dir()]
+    # A link to nothing is named in skipped.csv; reading a pipe would not end.
+    files = [f for f in visible if f.is_file() or (f.is_symlink() and not f.is_dir())]
     images = [file for file in files if is_image(file.name)]
     if others := [file.name for file in files if file not in set(images)]:
         notify(f"{folder}: {len(others)} files are not {_endings()}: {first_few(others)}")
