@@ -54,7 +54,7 @@ def _images_in(folder: Path, subfolders: bool) -> dict[str, Path]:
     # A link to nothing is named in skipped.csv; reading a pipe would not end.
     files = [f for f in visible if f.is_file() or (f.is_symlink() and not f.is_dir())]
     images = [file for file in files if is_image(file.name)]
-    if others := [file.name for file in files if file not in set(images)]:
+    if others := [file.name for file in files if not is_image(file.name)]:
         notify(f"{folder}: {len(others)} files are not {_endings()}: {first_few(others)}")
     if not subfolders and (inner := [file.name for file in visible if file.is_dir()]):
         notify(f"{folder}: left out {first_few(inner)}; predict.subfolders=True reads sub-folders")
