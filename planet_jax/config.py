@@ -3,12 +3,11 @@
 `get_config()` returns the defaults as a ConfigDict. Every file in `configs/` starts from it.
 """
 
-import os
-import re
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from planet_jax import conflicts
 from planet_jax.option import Option
 from planet_jax.runtime.errors import BadInput, did_you_mean
 
@@ -320,12 +319,11 @@ def check(name: str, value: Any) -> None:
 
 
 def validate(config: ConfigDict) -> None:
-    """Expand the paths, then check every option and the options that depend on each other.
+    """Check every option, expand the paths, and check the options that depend on each other.
 
     Raises:
       BadInput: an option is unknown, missing, of another type, out of bounds or in conflict.
     """
-    expand_paths(config)
     flat = flatten(config)
     for name, value in flat.items():
         if name not in OPTIONS:
@@ -333,85 +331,21 @@ def validate(config: ConfigDict) -> None:
         check(name, value)
     for name in OPTIONS.keys() - flat.keys():
         raise BadInput(f"config.{name} is missing; start the config from configs/base.py")
-    _check_hosts(config.hosts)
-    _check_layout(config.data)
-    if config.lr_range.start_lr >= config.lr_range.end_lr:
-        raise BadInput("config.lr_range.start_lr must be below config.lr_range.end_lr")
-    if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
-        raise BadInput("config.init_from is config.workdir itself; set workdir to a new folder")
-    if config.model.name == "tiny" and config.model.weights == "imagenet":
-        raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")
+    _expand_paths(config)
+    conflicts.check_hosts(config.hosts)
+    conflicts.check_layout(config.data)
+    conflicts.check_start(config)
 
 
-def expand_paths(config: ConfigDict) -> None:
+def _expand_paths(config: ConfigDict) -> None:
     """Replace `~` and `$NAME` in the options that are paths.
 
     Raises:
       BadInput: a home or variable is not known, or the path is a URL.
     """
     for name, value in flatten(config).items():
-        if name not in OPTIONS or not OPTIONS[name].path:
-            continue
-        if isinstance(value, str):
-            config.update_from_flattened_dict({name: _expanded(name, value)})
-        elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
-            items = tuple(_expanded(name, item) for item in value)
-            config.update_from_flattened_dict({name: items})
-
-
-def _expanded(name: str, path: str) -> str:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        raise BadInput(f"config.{name} = {path!r} is a URL; give a path on this machine's disks")
-    expanded = os.path.expanduser(os.path.expandvars(path))
-    unknown = re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded)
-    if unknown and not os.path.exists(expanded):
-        raise BadInput(f"config.{name} = {path!r}: {unknown[0]} is not known here; set it first")
-    return expanded
-
-
-def _check_layout(data: ConfigDict) -> None:
-    if data.delimiter not in ("tab", "\\t") and (
-        len(data.delimiter) != 1 or data.delimiter in '"\n'
-    ):
-        raise BadInput(f"config.data.delimiter = {data.delimiter!r} must be one character, or tab")
-    splits = ("valid_file", "valid_column", "valid_folder", "folds")
-    for names in (splits, ("group_column", "group_pattern")):
-        if len(used := [f"config.data.{name}" for name in names if data[name]]) > 1:
-            raise BadInput(f"{' and '.join(used)} exclude each other; set one of them")
-    columns = ("valid_column", "group_column", "label_columns")
-    if not data.label_file and (used := [name for name in columns if data[name]]):
-        raise BadInput(f"config.data.{used[0]} is a column: it needs config.data.label_file")
-    if data.label_file and data.valid_folder:
-        raise BadInput("config.data.valid_folder holds a folder per label: set data.label_file=''")
-    if data.folds == 1 or data.fold >= max(data.folds, 1):
-        raise BadInput(
-            f"config.data.fold = {data.fold} must be below config.data.folds = {data.folds}, "
-            "and folds 0 or at least 2"
-        )
-    try:
-        re.compile(data.group_pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise BadInput(
-            f"config.data.group_pattern = {data.group_pattern!r}: "
-            f"not a regular expression ({error})"
-        ) from None
-
-
-def _check_hosts(hosts: ConfigDict) -> None:
-    if hosts.coordinator in ("", "auto"):
-        if hosts.count or hosts.index:
-            raise BadInput(
-                "config.hosts.count and config.hosts.index need config.hosts.coordinator: "
-                "ADDRESS:PORT of process 0, the same in every process"
-            )
-        return
-    address, _, port = hosts.coordinator.rpartition(":")
-    if not (address and port.isdecimal() and 0 < int(port) < 2**16):
-        raise BadInput(
-            f"config.hosts.coordinator = {hosts.coordinator!r} must be ADDRESS:PORT, auto or ''"
-        )
-    if hosts.index >= hosts.count:
-        raise BadInput(
-            f"config.hosts.index = {hosts.index} must be below config.hosts.count = {hosts.count}: "
-            "give every process the count, and an index from 0"
-        )
+        if OPTIONS[name].path:
+            values = [value] if isinstance(value, str) else value
+            paths = tuple(conflicts.expanded_path(name, path) for path in values)
+            new = paths[0] if isinstance(value, str) else paths
+            config.update_from_flattened_dict({name: new})

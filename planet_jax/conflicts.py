@@ -1,0 +1,95 @@
+"""Check what a single option's type and bounds cannot say: conflicts, and the form of its text."""
+
+import os
+import re
+
+from ml_collections import ConfigDict
+
+from planet_jax.runtime.errors import BadInput
+
+
+def expanded_path(name: str, path: str) -> str:
+    """Return the path of an option with `~` and `$NAME` replaced.
+
+    Raises:
+      BadInput: a home or variable is not known, or the path is a URL.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise BadInput(f"config.{name} = {path!r} is a URL; give a path on this machine's disks")
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    unknown = re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded)
+    if unknown and not os.path.exists(expanded):
+        raise BadInput(f"config.{name} = {path!r}: {unknown[0]} is not known here; set it first")
+    return expanded
+
+
+def check_start(config: ConfigDict) -> None:
+    """Check the range of the LR-range test, and that the stage can start from its weights.
+
+    Raises:
+      BadInput: two options are in conflict.
+    """
+    if config.lr_range.start_lr >= config.lr_range.end_lr:
+        raise BadInput("config.lr_range.start_lr must be below config.lr_range.end_lr")
+    if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
+        raise BadInput("config.init_from is config.workdir itself; set workdir to a new folder")
+    if config.model.name == "tiny" and config.model.weights == "imagenet":
+        raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")
+
+
+def check_layout(data: ConfigDict) -> None:
+    """Check the options of labels and split (section `data`).
+
+    Raises:
+      BadInput: two options are in conflict, or one has a wrong form.
+    """
+    if data.delimiter not in ("tab", "\\t") and (
+        len(data.delimiter) != 1 or data.delimiter in '"\n'
+    ):
+        raise BadInput(f"config.data.delimiter = {data.delimiter!r} must be one character, or tab")
+    splits = ("valid_file", "valid_column", "valid_folder", "folds")
+    for names in (splits, ("group_column", "group_pattern")):
+        if len(used := [f"config.data.{name}" for name in names if data[name]]) > 1:
+            raise BadInput(f"{' and '.join(used)} exclude each other; set one of them")
+    columns = ("valid_column", "group_column", "label_columns")
+    if not data.label_file and (used := [name for name in columns if data[name]]):
+        raise BadInput(f"config.data.{used[0]} is a column: it needs config.data.label_file")
+    if data.label_file and data.valid_folder:
+        raise BadInput("config.data.valid_folder holds a folder per label: set data.label_file=''")
+    if data.folds == 1 or data.fold >= max(data.folds, 1):
+        raise BadInput(
+            f"config.data.fold = {data.fold} must be below config.data.folds = {data.folds}, "
+            "and folds 0 or at least 2"
+        )
+    try:
+        re.compile(data.group_pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BadInput(
+            f"config.data.group_pattern = {data.group_pattern!r}: "
+            f"not a regular expression ({error})"
+        ) from None
+
+
+def check_hosts(hosts: ConfigDict) -> None:
+    """Check the options of a run's processes (section `hosts`).
+
+    Raises:
+      BadInput: two options are in conflict, or the address has a wrong form.
+    """
+    if hosts.coordinator in ("", "auto"):
+        if hosts.count or hosts.index:
+            raise BadInput(
+                "config.hosts.count and config.hosts.index need config.hosts.coordinator: "
+                "ADDRESS:PORT of process 0, the same in every process"
+            )
+        return
+    address, _, port = hosts.coordinator.rpartition(":")
+    if not (address and port.isdecimal() and 0 < int(port) < 2**16):
+        raise BadInput(
+            f"config.hosts.coordinator = {hosts.coordinator!r} must be ADDRESS:PORT, auto or ''"
+        )
+    if hosts.index >= hosts.count:
+        raise BadInput(
+            f"config.hosts.index = {hosts.index} must be below config.hosts.count = {hosts.count}: "
+            "give every process the count, and an index from 0"
+        )
