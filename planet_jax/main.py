@@ -2,8 +2,8 @@
 
 An installed package also runs as `planet-jax`. FILE is a path, or the name of a shipped config.
 
-Exit status: 0 done, 1 a failure, 2 a mistake in the input, 130 Ctrl-C, 143 SIGTERM, 134 when JAX
-ends a process because another one of the run was lost.
+Exit status: 0 done, 1 a failure, 2 a mistake in the input, 130 Ctrl-C, 143 SIGTERM, 141 when the
+reader of the output has ended, 134 when JAX ends a process because another one of the run was lost.
 """
 
 import contextlib

@@ -22,13 +22,8 @@ ROLES = {
     **dict.fromkeys(("test", "testing"), NEITHER),
 }
 ONE_HOT = {
-    "1": True,
-    "1.0": True,
-    "true": True,
-    "0": False,
-    "0.0": False,
-    "false": False,
-    "": False,
+    **dict.fromkeys(("1", "1.0", "true"), True),
+    **dict.fromkeys(("0", "0.0", "false", ""), False),
 }
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 NUMPY_LIST = re.compile(rf"\[\s*(?:{QUOTED.pattern})(?:\s+(?:{QUOTED.pattern}))+\s*\]")
@@ -109,8 +104,7 @@ def _read_table(path: Path, delimiter: str) -> pd.DataFrame:
     except (ValueError, Warning, OSError) as error:  # pandas' own errors are ValueErrors
         raise BadInput(f"{path}: not readable as CSV ({error})") from None
     table.columns = [unicodedata.normalize("NFC", cell.strip()) for cell in table.iloc[0]]
-    table = table.iloc[1:].reset_index(drop=True)
-    return table
+    return table.iloc[1:].reset_index(drop=True)
 
 
 def _check_columns(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> None:

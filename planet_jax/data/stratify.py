@@ -45,9 +45,8 @@ def stratified_folds(
         wanted_chips[fold] -= folds * sizes[group]
 
     order = rng.permutation(len(sizes))
-    order = order[
-        np.argsort(-sizes[order], kind="stable")
-    ]  # large groups first; small groups then balance the folds
+    # Large groups first: small groups then balance the folds.
+    order = order[np.argsort(-sizes[order], kind="stable")]
     while len(order):
         left = (counts[order] > 0).sum(0)
         if not left.any():
