@@ -33,7 +33,6 @@ from planet_jax.runtime import distributed
 from planet_jax.runtime.distributed import is_main_process, on_main
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path
-from planet_jax.runtime.progress import notify
 from planet_jax.runtime.signals import Stopped
 from planet_jax.score import metrics
 from planet_jax.train import loop
@@ -58,8 +57,7 @@ def prepare(config: ConfigDict) -> Dataset:
     rows = split_rows(data.labels, config.data)
     groups = group_numbers(data.labels, config.data)
     print("\n".join(describe.lines(data.labels, *rows, groups)))
-    for line in describe.doubts(data.labels, *rows, config.data):
-        notify(line)
+    describe.warn(data.labels, *rows, config.data)
     return data
 
 
@@ -76,10 +74,7 @@ def _train(config: ConfigDict, start: Start) -> None:
     else:
         stage = make_stage(config, start.epoch_offset)
         if start == Start():  # not repeated on a resume or in a later stage
-            for line in describe.doubts(
-                stage.data.labels, stage.train_rows, stage.valid_rows, config.data
-            ):
-                notify(line)
+            describe.warn(stage.data.labels, stage.train_rows, stage.valid_rows, config.data)
         loop.train(stage, run, start)
     print(_draw_history(run))
 

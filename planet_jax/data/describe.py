@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.data.labels import Labels
 from planet_jax.runtime.errors import first_few
+from planet_jax.runtime.progress import notify
 
 MARKS = ",;|[]\"'"  # in a label, probably the remains of a delimiter or a list
 JOINTS = (" ", ",", ";", "|", "/", "+", "&", "-", "_")
@@ -41,8 +42,14 @@ def lines(labels: Labels, train: Rows, valid: Rows, groups: Rows | None = None) 
     ]
 
 
+def warn(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> None:
+    """Print the `doubts` as warnings."""
+    for line in doubts(labels, train, valid, data):
+        notify(f"warning: {line}")
+
+
 def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[str]:
-    """Return a warning for each sign that the labels or the split are wrong."""
+    """Return a line for each sign that the labels or the split are wrong."""
     counts, found = labels.targets.sum(0, dtype=int), []
     advice = "are data.label_delimiter and data.label_format right?"
     marked = [label for label in labels.classes if set(MARKS) & set(label)]
@@ -66,7 +73,7 @@ def doubts(labels: Labels, train: Rows, valid: Rows, data: ConfigDict) -> list[s
             f"labels that validate and never train: {first_few(never)}; "
             "another data.split_seed, or data.folds, may divide them better"
         )
-    return [f"warning: {line}" for line in found]
+    return found
 
 
 def _joint(classes: Sequence[str]) -> str:
