@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
     """Check the command and its config, then run it."""
     logging.set_verbosity(logging.WARNING)
     warnings.formatwarning = format_warning
+    # Orbax leaves coroutines behind when a save fails; the error itself is reported.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     try:
         command, *others = argv[1:] or ["train"]
         if command not in COMMANDS or others:
