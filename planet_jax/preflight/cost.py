@@ -10,26 +10,44 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from planet_jax.model import classifier
+from planet_jax.preflight.hardware import Hardware
+from planet_jax.preflight.hlo import Kernel, Program, arrays
 from planet_jax.preflight.targets import Target, compiler_options
 from planet_jax.train.steps import create_state, make_predict_step, make_train_step
 
 Lower = Callable[[Sequence[Any], int], Any]  # (devices, chips per device) -> the lowered step
-ITEM_BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
-}  # fmt: skip
-NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+# Assumptions of the estimates for GPUs: the share of the peak rate that a convolution reaches, and
+# the time from the start of one kernel to the next, at least.
+GPU_SHARE = 0.6
+GPU_KERNEL_SECONDS = 3e-6
 
 
 class Cost(NamedTuple):
-    """Cost of one compiled step on each device."""
+    """Cost of one compiled step on each device.
+
+    Attributes:
+      argument_bytes: memory of the state and the batch.
+      temporary_bytes: memory of everything else.
+      peak_bytes: memory of both.
+      fast_memory_bytes: the most that arrays occupy of a TPU's fast memory; 0 for a GPU.
+      flops: of convolutions and matrix products.
+      bytes_moved: what must move to and from main memory, at least.
+      bytes_named: what all kernels read and write. A GPU's cache serves a part of it.
+      all_reduces: number of all-reduces.
+      all_reduce_bytes: bytes of all of them.
+      kernel_seconds: an estimate of the step's time without the all-reduces.
+    """
 
     argument_bytes: int
     temporary_bytes: int
     peak_bytes: int
-    flops: float
-    bytes_moved: float
+    fast_memory_bytes: int
+    flops: int
+    bytes_moved: int
+    bytes_named: int
     all_reduces: int
     all_reduce_bytes: int
+    kernel_seconds: float
 
 
 class TooLarge(Exception):
@@ -69,8 +87,10 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
     return lower_train, lower_predict
 
 
-def measure(lower: Lower, target: Target, chips: int) -> Cost:
+def measure(lower: Lower, target: Target, chips: int, precision: str) -> Cost:
     """Compile a step for `chips` per device and return its cost.
+
+    `precision` is the option train.precision of the step.
 
     Raises:
       TooLarge: the step does not fit the device.
@@ -82,26 +102,65 @@ def measure(lower: Lower, target: Target, chips: int) -> Cost:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise TooLarge(_needed_bytes(str(error))) from None
-    memory, analysis, hlo = (
-        compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
-    )  # fmt: skip
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     peak = (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
     if peak > target.hardware.memory:
         raise TooLarge(peak)
-    all_reduces = re.findall(r"= (.*?) all-reduce(?:-start)?\(", hlo)
-    # The GPU compiler counts neither FLOPs nor bytes, so the step lowered for a CPU gives FLOPs.
-    flops = analysis.get("flops") or lower(jax.devices("cpu")[:1], chips).cost_analysis()["flops"]
+    program = Program(text)
+    kernels = list(program.kernels())
+    all_reduces = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    named = sum(kernel.read + kernel.written for kernel in kernels)
+    is_tpu = target.hardware.platform == "tpu"
+    count = tpu_seconds if is_tpu else gpu_seconds
     return Cost(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=peak,
-        flops=flops,
-        bytes_moved=analysis.get("bytes accessed") or _bytes_moved(hlo),
+        fast_memory_bytes=program.fast_memory_peak(),
+        flops=sum(kernel.flops for kernel in kernels),
+        bytes_moved=named if is_tpu else uncached_bytes(kernels, target.hardware.fast_memory),
+        bytes_named=named,
         all_reduces=len(all_reduces),
-        all_reduce_bytes=sum(map(_array_bytes, all_reduces)),
+        all_reduce_bytes=sum(array.bytes for shape in all_reduces for array in arrays(shape)),
+        kernel_seconds=count(kernels, target.hardware, precision),
+    )
+
+
+def uncached_bytes(kernels: Sequence[Kernel], cache: int) -> int:
+    """Return the bytes that a GPU must move, at least.
+
+    When a kernel starts, the cache holds at most its size of what the kernel reads; when it ends,
+    at most its size of what it wrote. The rest of both has moved.
+    """
+    return sum(max(0, k.read - cache) + max(0, k.written - cache) for k in kernels)
+
+
+def tpu_seconds(kernels: Sequence[Kernel], hardware: Hardware, precision: str) -> float:
+    """Estimate a step's time from the compiler's own cycles of each kernel.
+
+    Transfers run beside the kernels, so the longer of both counts.
+    """
+    cycles = sum(kernel.cycles for kernel in kernels)
+    moved = sum(kernel.read + kernel.written for kernel in kernels)
+    return max(cycles / hardware.clock, moved / hardware.bandwidth)
+
+
+def gpu_seconds(kernels: Sequence[Kernel], hardware: Hardware, precision: str) -> float:
+    """Estimate a step's time as the sum over kernels, without a cache.
+
+    A kernel takes the longest of its products at `GPU_SHARE` of the peak, its bytes at the memory's
+    bandwidth, and `GPU_KERNEL_SECONDS`.
+    """
+    return sum(
+        max(
+            kernel.flops / (GPU_SHARE * hardware.peak_flops(precision)),
+            (kernel.read + kernel.written) / hardware.bandwidth,
+            GPU_KERNEL_SECONDS,
+        )
+        for kernel in kernels
     )
 
 
@@ -109,31 +168,3 @@ def _needed_bytes(error: str) -> float:
     """Return the bytes in the TPU compiler's message "Used 17.25G of 15.75G hbm", or nan."""
     used = re.search(r"Used ([\d.]+)([KMGT])", error)
     return float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])) if used else math.nan
-
-
-def _array_bytes(shapes: str) -> int:
-    """Return the bytes of all arrays in HLO text: `(f32[64]{0}, bf16[2,3])` → 268."""
-    return sum(
-        ITEM_BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size)
-        for dtype, sizes in re.findall(r"\b(\w+)\[([\d,]*)\]", shapes)
-        if dtype in ITEM_BYTES
-    )
-
-
-def _bytes_moved(hlo: str) -> int:
-    """Return the bytes of operands and results of all instructions in the entry computation.
-
-    On a GPU each instruction is a kernel, which reads and writes main memory.
-    """
-    sizes: dict[str, int] = {}
-    total = 0
-    for line in hlo[hlo.index("\nENTRY") :].splitlines():
-        parts = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line)
-        if parts is None:
-            continue
-        name, shape, operation, rest = parts.groups()
-        sizes[name] = _array_bytes(shape)
-        if operation not in NO_TRAFFIC:
-            operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-            total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
-    return total

@@ -13,10 +13,12 @@ class Hardware:
       flops: rate of dense bfloat16 products, in FLOP per second.
       float32_flops: rate for float32; XLA's default is bfloat16 on a TPU and TF32 on these GPUs.
       bandwidth: bandwidth of the main memory, in bytes per second.
+      fast_memory: size of a TPU core's vector memory (VMEM) or of a GPU's L2 cache, in bytes.
       link: total one-way bandwidth to other devices, in bytes per second.
       single_host_devices: the largest number of devices that one host has.
       host_devices: number of devices of each host in a larger slice.
       source: the source of these figures.
+      clock: clock rate in Hz.
       xla_description: a GPU's description for XLA's compiler.
     """
 
@@ -25,19 +27,28 @@ class Hardware:
     flops: float
     float32_flops: float
     bandwidth: float
+    fast_memory: int
     link: float
     single_host_devices: int
     host_devices: int
     source: str
+    clock: float
     xla_description: str = ""
+
+    def peak_flops(self, precision: str) -> float:
+        """Return the rate of products for the option train.precision."""
+        return self.float32_flops if precision == "float32" else self.flops
 
 
 def _tpu(
-    memory: int, tflops: int, gigabytes: int, link_gigabits: int, single_host: int, source: str
-) -> Hardware:
+    memory: int, tflops: float, gigabytes: int, vmem: int, link_gigabits: int, single_host: int,
+    flops_per_cycle: int, source: str,
+) -> Hardware:  # fmt: skip
     flops, link = tflops * 1e12, link_gigabits * 1e9 / 8 / 2  # the sheets add both directions
-    bandwidth = gigabytes * 1e9
-    return Hardware("tpu", memory * 2**30, flops, flops, bandwidth, link, single_host, 4, source)
+    return Hardware(
+        "tpu", memory * 2**30, flops, flops, gigabytes * 1e9, vmem * 2**20, link, single_host, 4,
+        source, flops / flops_per_cycle,
+    )  # fmt: skip
 
 
 def _gpu(
@@ -56,25 +67,26 @@ def _gpu(
     )
     bandwidth, link = gigabytes * 1e9, link_gigabytes * 1e9 / 2
     return Hardware(
-        "cuda",
-        memory * 2**30,
-        tflops * 1e12,
-        tf32 * 1e12,
-        bandwidth,
-        link,
-        8,
-        8,
-        source,
-        description,
-    )
+        "cuda", memory * 2**30, tflops * 1e12, tf32 * 1e12, bandwidth, int(spec["l2_cache_size"]),
+        link, 8, 8, source, spec["clock_rate_ghz"] * 1e9, description,
+    )  # fmt: skip
 
 
 HARDWARE = {
-    # The compiler counts a v4 chip as two devices: this row is half a chip.
-    "v4": replace(_tpu(16, 137, 614, 1200, 8, "cloud.google.com/tpu/docs/v4"), host_devices=8),
-    "v5e": _tpu(16, 197, 819, 1600, 8, "cloud.google.com/tpu/docs/v5e"),
-    "v5p": _tpu(95, 459, 2765, 4800, 4, "cloud.google.com/tpu/docs/v5p"),
-    "v6e": _tpu(32, 918, 1640, 3584, 8, "cloud.google.com/tpu/docs/v6e"),
+    # The compiler counts a v3 or v4 chip as two devices: these rows are half a chip. VMEM: jax's
+    # pallas/mosaic/tpu_info.py. A matrix unit has 128² multipliers (v6e: 256²), each of which
+    # multiplies and adds: a device has two of these units (v3), four, or eight (v5p).
+    "v3": replace(
+        _tpu(16, 61.5, 450, 16, 1120, 8, 2 * 2 * 128**2, "cloud.google.com/tpu/docs/v3"),
+        host_devices=8,
+    ),
+    "v4": replace(
+        _tpu(16, 137.5, 614, 16, 1200, 8, 4 * 2 * 128**2, "cloud.google.com/tpu/docs/v4"),
+        host_devices=8,
+    ),
+    "v5e": _tpu(16, 197, 819, 128, 1600, 8, 4 * 2 * 128**2, "cloud.google.com/tpu/docs/v5e"),
+    "v5p": _tpu(95, 459, 2765, 128, 4800, 4, 8 * 2 * 128**2, "cloud.google.com/tpu/docs/v5p"),
+    "v6e": _tpu(32, 918, 1640, 128, 3584, 8, 4 * 2 * 256**2, "cloud.google.com/tpu/docs/v6e"),
     "a100": _gpu(
         80, 312, 156, 2039, 600, "NVIDIA A100 80GB SXM data sheet",
         major=8, core_count=108, fpus_per_core=64, threads_per_core_limit=2048,

@@ -177,27 +177,39 @@ def preflight(cost: dict[str, Any]) -> str:
     )
     if not cost["fits"]:
         return f"{head}: does not fit"
-    rate = cost["chips_per_second_at_most"]
-    limits = [
-        ("compute", cost["compute_seconds"] * 1e3, "ms", ""),
-        ("memory", cost["memory_seconds"] * 1e3, "ms", f"the limit is {cost['bound_by']}"),
-        ("all-reduce", cost["all_reduce_seconds"] * 1e3, "ms",
-         f"{cost['all_reduces']} per step, {cost['all_reduce_bytes'] / 1e6:.1f} MB in all; "
-         "parallel to the rest or after it"),
-        ("chips per second", rate, "", f"{rate / cost['devices']:,.0f} per device"),
+    n, epoch = cost["devices"], cost["epoch_seconds_estimate"]
+    ceiling = [
+        ("compute", cost["compute_seconds"] * 1e3, "ms", "products at the peak rate"),
+        ("memory", cost["memory_seconds"] * 1e3, "ms", "what must move at the peak bandwidth"),
+        _rate("chips per second", cost["chips_per_second_at_most"], n),
+        _rate("predicting", cost["predict_chips_per_second_at_most"], n),
+    ]
+    estimate = [
+        ("kernels", cost["kernel_seconds"] * 1e3, "ms", ""),
+        ("all-reduces", cost["all_reduce_seconds"] * 1e3, "ms",
+         f"{cost['all_reduces']} per step, {cost['all_reduce_bytes'] / 1e6:.1f} MB in all"),
+        _rate("chips per second", cost["chips_per_second_estimate"], n),
+        _rate("predicting", cost["predict_chips_per_second_estimate"], n),
         ("each host's loader", cost["loader_chips_per_second_per_host"], "", "chips/s needed"),
-        ("an epoch", cost["epoch_seconds"], "s",
-         f"{cost['steps_per_epoch']} steps; the stage {cost['stage_seconds']:.0f} s"),
-        ("predicting", cost["predict_chips_per_second_at_most"], "", "chips per second"),
+        ("an epoch", epoch, "s",
+         f"{cost['steps_per_epoch']} steps; the stage {cost['stage_seconds_estimate']:.0f} s"),
     ]  # fmt: skip
-    return "\n".join(
-        [
-            head, *_step_lines(cost, "train", ""), *_step_lines(cost, "predict", "predict_"),
-            "at best (limits by the manufacturer's rates, not estimates)",
-            *(f"  {name:<16}{value:12,.1f} {unit:<5}{note}" for name, value, unit, note in limits),
-            f"rates: {cost['source']}",
-        ]
-    )  # fmt: skip
+    return "\n".join([
+        head, *_step_lines(cost, "train", ""), *_step_lines(cost, "predict", "predict_"),
+        "at most (from the maker's peak rates)", *map(_limit_line, ceiling),
+        "estimate (assumptions: docs/accelerators.md)", *map(_limit_line, estimate),
+        f"rates: {cost['source']}",
+    ])  # fmt: skip
+
+
+def _rate(name: str, value: float, devices: int) -> tuple[str, float, str, str]:
+    return name, value, "", f"{value / devices:,.0f} per device"
+
+
+def _limit_line(limit: tuple[str, float, str, str]) -> str:
+    name, value, unit, note = limit
+    number = f"{value:,.1f}" if unit else f"{value:,.0f}"
+    return f"  {name:<18}{number:>12} {unit:<5}{note}".rstrip()
 
 
 def _step_lines(cost: dict[str, Any], step: str, prefix: str) -> list[str]:

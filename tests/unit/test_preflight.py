@@ -40,31 +40,22 @@ def test_the_largest_batch_is_found_with_few_compilations(limit, saves, monkeypa
     """
     target, tried = targets.Target("v5e:2x2", HARDWARE["v5e"], range(4)), []
 
-    def measure(lower, target, chips):
+    def measure(lower, target, chips, precision):
         tried.append(chips)
         needed = target.hardware.memory * (0.1 + 0.87 * chips / limit)
         if saves and chips > limit / 2:
             needed = target.hardware.memory * (0.96 if chips <= limit else 1.9 * chips / limit)
         if chips > limit:
             raise TooLarge(needed if limit % 2 else float("nan"))
-        return Cost(0, 0, needed, 0, 0, 0, 0)
+        return Cost(0, 0, needed, *[0] * 7)
 
     monkeypatch.setattr(examine, "measure", measure)
-    largest = examine.largest_batch(None, target, 4096, float("nan"))
+    largest = examine.largest_batch(None, target, "float32", 4096, float("nan"))
     assert largest <= limit < largest + max(2, largest / 16 + 1)
     assert len(tried) <= 12
 
 
-def test_bytes_are_read_from_hlo():
-    assert cost._array_bytes("(f32[64]{0:T(128)S(1)}, bf16[2,3]{1,0}, pred[], u8[5])") == 274
-    hlo = """
-ENTRY %main (a: f32[8], b: f32[8]) -> f32[8] {
-  %a = f32[8]{0} parameter(0)
-  %b = f32[8]{0} parameter(1)
-  %c = f32[8]{0} fusion(%a, %b), kind=kLoop, calls=%f
-  ROOT %d = bf16[8]{0} convert(%c), metadata={op_name="x(%a)"}
-}"""
-    assert cost._bytes_moved(hlo) == 3 * 32 + 32 + 16
+def test_needed_bytes_are_read_from_the_compilers_message():
     assert cost._needed_bytes("hbm: Used 17.25G of 15.75G hbm.") == 17.25 * 2**30
 
 
@@ -99,6 +90,9 @@ def test_the_smoke_config_is_compiled_for_a_tpu(tmp_path):
     assert 4 * gradients <= figures["all_reduce_bytes"] <= 1.2 * 4 * gradients
     seconds = max(figures["flops"] / 197e12, figures["bytes_moved"] / 819e9)
     assert figures["chips_per_second_at_most"] == pytest.approx(16 / seconds)
+    assert figures["chips_per_second_estimate"] < figures["chips_per_second_at_most"]
+    # What the program marks S(1) fits a v5e's vector memory, and fills much of it.
+    assert 2**26 < figures["fast_memory_bytes"] <= HARDWARE["v5e"].fast_memory == 2**27
     assert figures["steps_per_epoch"] == 32384 // 16
     refused = run_preflight("--target=v5e:2x2", root, "--config.data.batch_size=18")
     assert refused.returncode == 2
