@@ -23,9 +23,9 @@ USABLE_MEMORY = 0.97  # share of the memory that the search fills; the runtime n
 def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dict[str, Any]:
     """Return the costs of a stage on `target`.
 
-    A cost is per device and train step, unless its key names another unit (`epoch_seconds`). Rates
-    in chips per second are of all devices. `chips_per_second_at_most` is the ceiling; `_estimate`
-    marks what follows from the estimate.
+    A cost is per device and train step, unless its key names another unit (`epoch_seconds`). All
+    devices together reach the rates in chips per second. `chips_per_second_at_most` is the ceiling;
+    `_estimate` marks what follows from the estimate.
 
     Args:
       config: the config of one stage.

@@ -74,8 +74,9 @@ def _gpu(
 
 HARDWARE = {
     # The compiler counts a v3 or v4 chip as two devices: these rows are half a chip. VMEM: jax's
-    # pallas/mosaic/tpu_info.py. A matrix unit has 128² multipliers (v6e: 256²), each of which
-    # multiplies and adds: a device has two of these units (v3), four, or eight (v5p).
+    # pallas/mosaic/tpu_info.py. FLOPs per cycle: a matrix unit has 128² multipliers (v6e: 256²),
+    # and a device has two units (v3), four, or eight (v5p). The compiler estimates 0.7 to 0.97 of
+    # these FLOPs per cycle for a large product.
     "v3": replace(
         _tpu(16, 61.5, 450, 16, 1120, 8, 2 * 2 * 128**2, "cloud.google.com/tpu/docs/v3"),
         host_devices=8,
