@@ -6,12 +6,18 @@ from glob import glob
 from pathlib import Path
 
 import jax
+import jaxlib
 
 from planet_jax.runtime.errors import BadInput
 
 GPU_FILES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # CUDA, CUDA in WSL, ROCm
 TPU_FILES = ("/dev/accel*", "/dev/vfio/*")
 FILES = {"cuda": GPU_FILES, "gpu": GPU_FILES, "rocm": GPU_FILES, "tpu": TPU_FILES}
+# XLA then computes convolutions on a CPU with Eigen, which is faster here than YNNPACK
+# (docs/benchmarks.md), and keeps YNNPACK for matrix products. An unknown flag ends the process, so
+# only versions of jaxlib on which it was tried get it.
+EIGEN_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+EIGEN_TRIED = ("0.10.2",)
 
 
 def configure() -> None:
@@ -19,10 +25,21 @@ def configure() -> None:
 
     A plugin without its device prints tracebacks (CUDA) or retries for minutes (libtpu).
     """
+    use_eigen_convolutions()
     if cache := compilation_cache():
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if not os.environ.get("JAX_PLATFORMS") and not has_device(*GPU_FILES, *TPU_FILES):
         jax.config.update("jax_platforms", "cpu")
+
+
+def use_eigen_convolutions() -> None:
+    """Add the flag for Eigen's convolutions to XLA_FLAGS, unless the user set that flag.
+
+    XLA reads XLA_FLAGS when JAX is first used.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jaxlib.__version__ in EIGEN_TRIED and EIGEN_CONVOLUTIONS.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {EIGEN_CONVOLUTIONS}".strip()
 
 
 def require_devices(initialize: bool) -> None:

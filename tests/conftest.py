@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from planet_jax import commands
+from planet_jax import backend, commands
 from planet_jax.model import classifier, weights
 from tests.kaggle_server import Kaggle
 from tests.support import ROOT, SHARED, formula, small_config
 
+backend.use_eigen_convolutions()  # as the program does
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "xla"))
 
 

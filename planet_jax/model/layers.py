@@ -1,6 +1,5 @@
 """Layers with torch's definitions: convolution, max pool, ReLU, dropout."""
 
-import functools
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -68,8 +67,6 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     """Convolve x (NHWC) by kernel (HWIO), padded as in torch."""
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return lax.platform_dependent(x, kernel, cpu=cpu.product, default=_convolution)
-    if kernel.shape[:2] == (3, 3):
-        return _convolution_3x3(x, kernel, stride)
     return _convolution(x, kernel, stride)
 
 
@@ -78,23 +75,6 @@ def _convolution(x: Array, kernel: Array, stride: int = 1) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (stride,) * 2, [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-
-
-# The gradient rule is custom, because a CPU computes the gradients in another way.
-_convolution_3x3 = jax.custom_vjp(_convolution, nondiff_argnums=(2,))
-
-
-def _gradients_3x3(stride: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    def plain(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-        return jax.vjp(lambda x, kernel: _convolution(x, kernel, stride), x, kernel)[1](dy)
-
-    special = functools.partial(cpu.gradients, stride=stride, plain=plain)
-    return lax.platform_dependent(*saved, dy, cpu=special, default=plain)
-
-
-_convolution_3x3.defvjp(
-    lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)), _gradients_3x3
-)
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:

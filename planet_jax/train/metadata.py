@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Provenance:
     git_commit: str | None
     devices: list[str]  # kinds
     hosts: int
+    xla_flags: str = ""  # the environment variable
     allowed_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -39,6 +41,7 @@ class Provenance:
             git_commit=commit or None,
             devices=[device.device_kind for device in jax.devices()],
             hosts=jax.process_count(),
+            xla_flags=os.environ.get("XLA_FLAGS", ""),
         )
 
 

@@ -70,7 +70,7 @@ def check_resume(stage: Stage, metadata: Metadata, run: Path) -> Provenance:
     if changes:
         notify(f"{run}: train.allow_changes: {', '.join(changes)} changed")
     before, now = metadata.provenance, Provenance.current(stage.config)
-    for name in ("versions", "devices"):
+    for name in ("versions", "devices", "xla_flags"):
         if getattr(before, name) != getattr(now, name):
             notify(f"{run}: started with other {name}: the result may differ in the last bits")
     allowed = [{"after_step": metadata.step, "before": changes}] if changes else []

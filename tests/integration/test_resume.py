@@ -180,14 +180,16 @@ def test_checkpoint_size_does_not_grow_with_the_run(tmp_path):
     assert size(latest[-1]) - size(tmp_path / "first/checkpoints/latest/5") < 40  # digits
 
 
-def test_allowed_changes_are_recorded(trained, copied, capsys):
+def test_allowed_changes_are_recorded(trained, copied, capsys, monkeypatch):
     run, options = copied
     change = options | {"optim.weight_decay": 0.02, "train.epochs": 3}
     with pytest.raises(BadInput, match=r"set train\.allow_changes=True to continue"):
         commands.train(small_config(trained[0], **change))
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --another")
     commands.train(small_config(trained[0], **change, **{"train.allow_changes": True}))
-    changed = "train.allow_changes: optim.weight_decay, train.epochs changed"
-    assert changed in capsys.readouterr().err
+    warnings = capsys.readouterr().err
+    assert "train.allow_changes: optim.weight_decay, train.epochs changed" in warnings
+    assert "started with other xla_flags: the result may differ" in warnings
     recorded = json.loads((run / "config.json").read_text())
     assert recorded["allowed_changes"] == [
         {"after_step": 10, "before": {"train.epochs": 2, "optim.weight_decay": 0.01}}

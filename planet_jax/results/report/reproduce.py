@@ -8,7 +8,7 @@ from planet_jax.results.report.run_folder import MissingPart, RunFolder, command
 
 
 def hardware(run: RunFolder) -> str:
-    """Show devices, processes and package versions."""
+    """Show devices, processes, package versions and XLA's flags."""
     devices: list[str] = run.about["devices"]
     kinds = {kind: devices.count(kind) for kind in dict.fromkeys(devices)}
     return html.facts(
@@ -16,6 +16,7 @@ def hardware(run: RunFolder) -> str:
             "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
             "processes": run.about.get("hosts", 1),
             **run.about["versions"],
+            "XLA_FLAGS": run.about.get("xla_flags", ""),
         }
     )
 
