@@ -1,28 +1,38 @@
-"""Compare our step with a plain Flax step, and preflight's limits with published speeds.
+"""Compute what steps cost on TPUs and GPUs that are not attached.
 
-    python benchmarks/accelerator.py [--target v5e:2x2] [--target h100:4] [--chips 128] [--size 128]
-    python benchmarks/accelerator.py --published
+    python benchmarks/accelerator.py steps [--target v5e:2x2] [--target h100:4] [--chips 128]
+    python benchmarks/accelerator.py published
+    python benchmarks/accelerator.py stages [--target v5e:2x4] [--target h100:8]
+    python benchmarks/accelerator.py slices
 
 Everything follows from the programs that the compilers of TPUs and GPUs make, so the numbers are
-the same in every run and on every machine. Each step takes minutes to compile. The steps are in
-bfloat16, with 128 chips of 128 px per device by default; "ours, global" has BatchNorm over all
-devices, the others have it per device. `--published` compiles the full plain Flax step in the size
-of each published measurement of ResNet50. Needs the `preflight` extra.
+the same in every run and on every machine. Each step takes minutes to compile. All steps are in
+bfloat16.
+
+`steps` compares our step with a plain Flax step at 128 px; "ours, global" has BatchNorm over all
+devices, the others have it per device. `published` compiles the full plain Flax step in the size of
+each published measurement of ResNet50. `stages` and `slices` run `preflight` for the four stages
+with 512 chips a step, and for slices of v5p with 128 chips per device. Needs the `preflight` extra.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import machine
 import plain
 from ml_collections import ConfigDict
 
 from planet_jax.config import get_config
+from planet_jax.config_file import load
 from planet_jax.preflight import cost, examine, targets
 
-CLASSES = 17
+ROOT = Path(__file__).parents[1]
+CLASSES, CHIPS = 17, 32_384  # labels and training chips of the competition
 PRECISION = "bfloat16"
 
 
@@ -31,7 +41,7 @@ class Published(NamedTuple):
 
     target: str
     batch: int  # images per device
-    rate: float  # images/s of all devices
+    rate: int  # images/s of all devices
     program: str
     source: str
 
@@ -82,67 +92,112 @@ def flaxs(target: targets.Target, freeze: bool, chips: int, size: int) -> cost.C
     return cost.measure(lower, target, chips, PRECISION)
 
 
-def compare_steps(names: list[str], chips: int, size: int) -> None:
-    print(
-        "| target | step | whose | GFLOP | GB moved | computing, moving | at most | × plain "
-        "| estimate | × plain | temporaries | all-reduces |"
-    )
-    print("| --- " * 12 + "|")
+def print_row(*cells: object) -> None:
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def print_head(*cells: str) -> None:
+    print_row(*cells)
+    print_row(*["---"] * len(cells))
+
+
+def steps(names: list[str], chips: int) -> None:
+    print_head("target", "step", "whose", "GFLOP", "GB moved", "computing, moving", "at most",
+               "× plain", "estimate", "× plain", "temporaries", "all-reduces")  # fmt: skip
     for name in names:
         target = targets.find(name)
         for freeze in (True, False):
-            rows = {"plain Flax": flaxs(target, freeze, chips, size)} | {
-                f"ours, {norm}": ours(target, freeze, norm, chips, size)
+            rows = {"plain Flax": flaxs(target, freeze, chips, 128)} | {
+                f"ours, {norm}": ours(target, freeze, norm, chips, 128)
                 for norm in ("device", "global")
             }
             first = None
             for whose, found in rows.items():
                 compute, memory = examine.least_seconds(found, target.hardware, PRECISION)
-                rates = (
-                    chips / max(compute, memory),
-                    chips / examine.estimated_seconds(found, target),
-                )
-                first = first or rates
-                print(
-                    f"| {name} | {'frozen' if freeze else 'full'} | {whose} "
-                    f"| {found.flops / 1e9:,.0f} | {found.bytes_moved / 1e9:.2f} "
-                    f"| {compute * 1e3:.2f}, {memory * 1e3:.2f} ms "
-                    f"| {rates[0]:,.0f} | {rates[0] / first[0]:.2f} "
-                    f"| {rates[1]:,.0f} | {rates[1] / first[1]:.2f} "
-                    f"| {found.temporary_bytes / 1e9:.2f} GB "
-                    f"| {found.all_reduces} of {found.all_reduce_bytes / 1e6:.1f} MB |",
-                    flush=True,
-                )
+                most = chips / max(compute, memory)
+                estimate = chips / examine.estimated_seconds(found, target)
+                first = first or (most, estimate)
+                print_row(
+                    name, "frozen" if freeze else "full", whose, f"{found.flops / 1e9:,.0f}",
+                    f"{found.bytes_moved / 1e9:.2f}", f"{compute * 1e3:.2f}, {memory * 1e3:.2f} ms",
+                    f"{most:,.0f}", f"{most / first[0]:.2f}", f"{estimate:,.0f}",
+                    f"{estimate / first[1]:.2f}", f"{found.temporary_bytes / 1e9:.2f} GB",
+                    f"{found.all_reduces} of {found.all_reduce_bytes / 1e6:.1f} MB",
+                )  # fmt: skip
 
 
-def compare_published() -> None:
-    print("| target | images per device | published | at most | estimate | estimate / published |"
-          " program | source |")  # fmt: skip
-    print("| --- " * 8 + "|")
+def published() -> None:
+    print_head("target", "images per device", "published", "at most", "estimate",
+               "estimate / published", "program", "source")  # fmt: skip
     for row in PUBLISHED:
         target = targets.find(row.target)
         found = flaxs(target, False, row.batch, 224)
         batch = row.batch * len(target.devices)
         most = batch / max(examine.least_seconds(found, target.hardware, PRECISION))
         estimate = batch / examine.estimated_seconds(found, target)
-        print(
-            f"| {row.target} | {row.batch} | {row.rate:,.0f} images/s | {most:,.0f} "
-            f"| {estimate:,.0f} | {estimate / row.rate:.2f} | {row.program} | {row.source} |",
-            flush=True,
-        )
+        print_row(
+            row.target, row.batch, f"{row.rate:,} images/s", f"{most:,.0f}", f"{estimate:,.0f}",
+            f"{estimate / row.rate:.2f}", row.program, row.source,
+        )  # fmt: skip
+
+
+def stages(names: list[str]) -> None:
+    print_head("stage", "target", "memory per device", "GFLOP, GB moved per device",
+               "computing, moving", "at most", "kernels, all-reduces", "estimate",
+               "an epoch, estimated")  # fmt: skip
+    for stage in ("stage1", "stage2", "stage1_256", "stage2_256"):
+        for name in names:
+            config: ConfigDict = load(str(ROOT / "configs" / f"{stage}.py"))
+            config.train.precision, config.data.batch_size = PRECISION, 512
+            found = examine.examine(config, targets.find(name), CLASSES, CHIPS)
+            print_row(stage, name, *cells_of(found))
+
+
+def slices() -> None:
+    print_head("chips", "batch", "memory per device", "GFLOP, GB moved per device",
+               "computing, moving", "at most", "kernels, all-reduces", "estimate",
+               "an epoch, estimated", "steps an epoch", "each host's loader")  # fmt: skip
+    for shape in ("2x2x2", "2x4x4", "4x4x8", "8x8x8"):
+        config: ConfigDict = load(str(ROOT / "configs" / "stage2.py"))
+        devices = math.prod(map(int, shape.split("x")))
+        config.train.precision, config.data.batch_size = PRECISION, 128 * devices
+        found = examine.examine(config, targets.find(f"v5p:{shape}"), CLASSES, CHIPS)
+        print_row(
+            f"{devices}, {shape}", f"{128 * devices:,}", *cells_of(found), found["steps_per_epoch"],
+            f"{found['loader_chips_per_second_per_host']:,.0f}",
+        )  # fmt: skip
+
+
+def cells_of(found: dict[str, Any]) -> list[str]:
+    milliseconds = {name: found[f"{name}_seconds"] * 1e3
+                    for name in ("compute", "memory", "kernel", "all_reduce")}  # fmt: skip
+    return [
+        f"{found['peak_bytes'] / 1e9:.2f} of {found['device_memory_bytes'] / 1e9:.1f} GB",
+        f"{found['flops'] / 1e9:,.0f}, {found['bytes_moved'] / 1e9:.2f}",
+        f"{milliseconds['compute']:.1f}, {milliseconds['memory']:.1f} ms",
+        f"{found['chips_per_second_at_most']:,.0f} chips/s",
+        f"{milliseconds['kernel']:.1f}, {milliseconds['all_reduce']:.1f} ms",
+        f"{found['chips_per_second_estimate']:,.0f} chips/s",
+        f"{found['epoch_seconds_estimate']:.2f} s",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=["steps", "published", "stages", "slices"])
     parser.add_argument("--target", action="append")
     parser.add_argument("--chips", type=int, default=128)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--published", action="store_true")
     args = parser.parse_args()
-    if args.published:
-        compare_published()
-    else:
-        compare_steps(args.target or ["v5e:2x2", "h100:4"], args.chips, args.size)
+    print(machine.versions("jax", "libtpu", "jax-cuda12-pjrt"), end="\n\n")
+    match args.table:
+        case "steps":
+            steps(args.target or ["v5e:2x2", "h100:4"], args.chips)
+        case "published":
+            published()
+        case "stages":
+            stages(args.target or ["v5e:2x4", "h100:8"])
+        case "slices":
+            slices()
 
 
 if __name__ == "__main__":

@@ -1,35 +1,49 @@
-"""Measure a training step in images per second: ours, plain Flax, and PyTorch if installed.
+"""Measure a step in images per second: ours, plain Flax, and PyTorch if it is installed.
 
-    python benchmarks/step.py [--batch 16] [--size 128] [--rounds 5]
+    python benchmarks/step.py [--batch 16] [--size 128] [--rounds 15]
 
-The steps alternate in one process; the best time of each counts. Ratios are comparable between
-machines; speeds are not. PyTorch runs eagerly, in its default layout and in channels-last. Its
-model is torchvision's ResNet50 with the last layer replaced. All steps share the program's memory
-settings (`planet_jax.runtime.memory`).
+Each program runs in a process of its own, so that no library's threads take time from another. They
+alternate: a round takes one step of each, in turn. Ratios are the medians over rounds, with the
+least and the most. They are comparable between machines of one kind; speeds are not. PyTorch runs
+eagerly, in its default layout (NCHW) and in channels-last; its model is torchvision's ResNet50 with
+the last layer replaced. All share the program's settings of memory; "plain Flax" has XLA's default
+flags, as a user's program has.
 """
 
 import argparse
+import functools
+import importlib.util
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
+import machine
 import numpy as np
 import plain
 
+from planet_jax import backend
 from planet_jax.model import classifier
 from planet_jax.runtime import memory
-from planet_jax.train.steps import create_state, make_train_step, to_devices
+from planet_jax.train.steps import create_state, make_predict_step, make_train_step, to_devices
 
 CLASSES = 17
-Step = Callable[[], float]  # trains one step and returns its loss
+KINDS = ("frozen", "full", "inference")
+Step = Callable[[], float]  # takes one step and returns a number that depends on all of it
 
 
-def ours(chips: np.ndarray, targets: np.ndarray, freeze: bool) -> Step:
-    n = jax.local_device_count()
-    step = make_train_step(classifier.build(CLASSES), freeze, 1e-2)
+def ours(chips: np.ndarray, targets: np.ndarray, kind: str) -> Step:
+    n, model, freeze = jax.local_device_count(), classifier.build(CLASSES), kind == "frozen"
+    state, key = create_state(classifier.init(CLASSES, 0), freeze), jax.random.key(0)
+    if kind == "inference":
+        predict = make_predict_step(model)
+        return lambda: float(np.asarray(predict(state.variables, to_devices(chips, n))).sum())
+    step = make_train_step(model, freeze, 1e-2)
     batch = {"chips": to_devices(chips, n), "targets": to_devices(targets, n)}
     rates = {"lr": np.full(3, 1e-4, np.float32), "beta1": np.asarray(0.9, np.float32)}
-    state, key = create_state(classifier.init(CLASSES, 0), freeze), jax.random.key(0)
 
     def take() -> float:
         nonlocal state
@@ -39,10 +53,15 @@ def ours(chips: np.ndarray, targets: np.ndarray, freeze: bool) -> Step:
     return take
 
 
-def flaxs(chips: np.ndarray, targets: np.ndarray, freeze: bool) -> Step:
+def flaxs(chips: np.ndarray, targets: np.ndarray, kind: str) -> Step:
     n = jax.local_device_count()
-    init, step = plain.make(CLASSES, freeze, "float32")
+    init, step = plain.make(CLASSES, kind == "frozen", "float32")
     batch, state, key = (to_devices(chips, n), to_devices(targets, n)), init(), jax.random.key(0)
+    if kind == "inference":
+        model, (params, batch_stats, _) = plain.Classifier(CLASSES, np.dtype("float32")), state
+        variables = {"params": params, "batch_stats": batch_stats}
+        predict = jax.pmap(lambda v, x: model.apply(v, x, train=False), in_axes=(None, 0))
+        return lambda: float(np.asarray(predict(variables, batch[0])).sum())
 
     def take() -> float:
         nonlocal state
@@ -52,7 +71,7 @@ def flaxs(chips: np.ndarray, targets: np.ndarray, freeze: bool) -> Step:
     return take
 
 
-def torchs(chips: np.ndarray, targets: np.ndarray, freeze: bool, channels_last: bool) -> Step:
+def torchs(chips: np.ndarray, targets: np.ndarray, kind: str, channels_last: bool) -> Step:
     import torch
 
     torch.library.register_fake = lambda *args, **kwargs: lambda f: f  # for CPU builds
@@ -61,15 +80,18 @@ def torchs(chips: np.ndarray, targets: np.ndarray, freeze: bool, channels_last: 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = torchvision.models.resnet50()
     model.fc = torch.nn.Linear(2048, CLASSES)
-    model = model.to(memory_format=layout)
+    model = model.to(memory_format=layout).train(kind != "inference")
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
-            module.weight.requires_grad_(not freeze)
+            module.weight.requires_grad_(kind == "full")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     x = torch.from_numpy(chips.transpose(0, 3, 1, 2).copy()).float() / 255
     x, y = x.contiguous(memory_format=layout), torch.from_numpy(targets).float()
 
     def take() -> float:
+        if kind == "inference":
+            with torch.inference_mode():
+                return float(model(x).sum())
         optimizer.zero_grad()
         loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x), y)
         loss.backward()
@@ -79,38 +101,106 @@ def torchs(chips: np.ndarray, targets: np.ndarray, freeze: bool, channels_last: 
     return take
 
 
+PROGRAMS: dict[str, Callable[[np.ndarray, np.ndarray, str], Step]] = {
+    "ours": ours,
+    "plain Flax": flaxs,
+    "PyTorch": functools.partial(torchs, channels_last=False),
+    "PyTorch, channels-last": functools.partial(torchs, channels_last=True),
+}
+
+
+def work(program: str, kind: str, batch: int, size: int) -> None:
+    """Take a step for each line of stdin and print its seconds; the first is not counted."""
+    memory.limit_arenas()
+    if program == "ours":
+        backend.use_eigen_convolutions()
+    rng = np.random.default_rng(0)
+    chips = rng.integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
+    targets = (rng.random((batch, CLASSES)) < 0.2).astype(np.uint8)
+    take = PROGRAMS[program](chips, targets, kind)
+    for _ in range(2):  # the first compiles
+        take()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        take()
+        print(time.perf_counter() - began, flush=True)
+
+
+class Worker:
+    """A process that takes steps of one program."""
+
+    def __init__(
+        self,
+        program: str,
+        kind: str,
+        batch: int = 16,
+        size: int = 128,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        command = [sys.executable, str(Path(__file__)), "--program", program, "--kinds", kind]
+        command += ["--batch", str(batch), "--size", str(size)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        if self._line() != "ready\n":
+            sys.exit(f"the benchmark of {program} failed")
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def take(self) -> float:
+        """Take a step and return its seconds."""
+        print(file=self.process.stdin, flush=True)
+        return float(self._line())
+
+
+def alternate(workers: dict[str, Worker], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each worker's steps, one per round, and end the workers."""
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            seconds[name].append(worker.take())
+    for worker in workers.values():
+        worker.process.communicate()  # closes its input, which ends it
+    return seconds
+
+
+def ratio(others: list[float], own: list[float]) -> str:
+    """Format how many times as fast as the other we are: the median over rounds, and the range."""
+    ratios = [other / mine for other, mine in zip(others, own, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)  # in a worker
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    chips = rng.integers(0, 256, (args.batch, args.size, args.size, 3)).astype(np.uint8)
-    targets = (rng.random((args.batch, CLASSES)) < 0.2).astype(np.uint8)
-    print("| step | ours | plain Flax | PyTorch | PyTorch channels-last | ours / PyTorch |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for freeze in (True, False):
-        steps = {"ours": ours(chips, targets, freeze), "flax": flaxs(chips, targets, freeze)}
-        try:
-            for name, channels_last in (("torch", False), ("channels-last", True)):
-                steps[name] = torchs(chips, targets, freeze, channels_last)
-        except ImportError:
-            print("(PyTorch and torchvision are not installed)")
-        for take in steps.values():
-            take()
-        best = dict.fromkeys(steps, 0.0)
-        for _ in range(args.rounds):
-            for name, take in steps.items():
-                began = time.perf_counter()
-                take()
-                best[name] = max(best[name], args.batch / (time.perf_counter() - began))
-        speeds = [f"{best[name]:.1f}" if name in best else "-" for name in
-                  ("ours", "flax", "torch", "channels-last")]  # fmt: skip
-        ratios = [f"{best['ours'] / best[name]:.2f}" for name in list(best)[2:]]
-        print(f"| {'frozen' if freeze else 'full'} | {' | '.join(speeds)} | {', '.join(ratios)} |")
+    if args.program:
+        return work(args.program, args.kinds[0], args.batch, args.size)
+    print(machine.describe("jax", "jaxlib", "flax", "torch", "torchvision"))
+    print(
+        f"{args.batch} chips of {args.size} px in float32. Images/s: the best of {args.rounds} "
+        "alternating rounds. Ratios: ours over the other, median (least to most) of the rounds.\n"
+    )
+    has_torch = all(map(importlib.util.find_spec, ("torch", "torchvision")))
+    others = [name for name in list(PROGRAMS)[1:] if has_torch or "PyTorch" not in name]
+    names = [name for other in others for name in (other, "ratio")]
+    print(f"| step | ours | {' | '.join(names)} |\n{'| --- ' * (2 + len(names))}|")
+    for kind in args.kinds:
+        workers = {name: Worker(name, kind, args.batch, args.size) for name in ("ours", *others)}
+        seconds = alternate(workers, args.rounds)
+        cells = [f"{args.batch / min(seconds['ours']):.1f}"]
+        for name in others:
+            cells += [f"{args.batch / min(seconds[name]):.1f}",
+                      ratio(seconds[name], seconds["ours"])]  # fmt: skip
+        print(f"| {kind} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
-    memory.limit_arenas()
     main()

@@ -10,7 +10,7 @@ from planet_jax.runtime.errors import RunFailed
 from planet_jax.runtime.progress import progress
 from planet_jax.train.log import Smooth
 from planet_jax.train.stage import Stage
-from planet_jax.train.steps import TrainState
+from planet_jax.train.steps import TrainState, replicate
 
 MOMENTUM = 0.9  # fastai keeps Adam's beta1 at this value during the test
 STOP_ABOVE = 4.0  # times the best smoothed loss
@@ -36,7 +36,8 @@ def run(stage: Stage, state: TrainState) -> tuple[Float[np.ndarray, " n"], Float
     options = stage.config.lr_range
     rates = range_rates(options.steps, options.start_lr, options.end_lr)
     batches = stage.train_batches(epochs=-(-options.steps // max(stage.steps_per_epoch, 1)))
-    state = jax.tree.map(lambda leaf: np.array(leaf), state)  # the step donates its argument
+    # The step donates its argument, so it gets a copy.
+    state = replicate(jax.tree.map(lambda leaf: np.array(leaf), state))
     smooth, losses, best = Smooth(), [], math.inf
     with progress("LR-range test", options.steps, "steps") as advance:
         for lr in rates:

@@ -20,7 +20,7 @@ from planet_jax.train.checkpoint import (
     to_host,
 )
 from planet_jax.train.stage import Stage
-from planet_jax.train.steps import TrainState, create_state
+from planet_jax.train.steps import TrainState, create_state, replicate
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
         notify(f"model.head=fresh: the backbone is from {source}, the head from seed {config.seed}")
     if start.previous is None:
         flat = _filled(variables, config.model.weights, fresh_head)
-        return create_state(from_host(flat, variables, config.model.weights), config.optim.freeze)
+        loaded = from_host(flat, variables, config.model.weights)
+        return replicate(create_state(loaded, config.optim.freeze))
     metadata, run = start.previous.metadata, start.previous.run
     if not fresh_head:
         advice = "set model.head=fresh to keep the backbone alone, or data.root to the run's chips"
@@ -95,7 +96,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     if fresh_head:
         backbone = {name: array for name, array in flat.items() if "/head/" not in name}
         flat = to_host(variables) | backbone
-    return create_state(from_host(flat, variables, str(run)), config.optim.freeze)
+    return replicate(create_state(from_host(flat, variables, str(run)), config.optim.freeze))
 
 
 @arrays_on_main
@@ -115,7 +116,8 @@ def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
         return create_state(classifier.init(classes, 0, config.model.name), config.optim.freeze)
 
     template = jax.eval_shape(state)
-    return from_host(checkpoint.arrays("weights", "optimizer"), template, str(checkpoint.run))
+    arrays = checkpoint.arrays("weights", "optimizer")
+    return replicate(from_host(arrays, template, str(checkpoint.run)))
 
 
 def check_vocabulary(

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from planet_jax.model.classifier import Classifier, Variables
@@ -161,6 +162,15 @@ def average_logits(
         return (weight * logits).sum(0)
     log_p, log_q = (jax.nn.logsumexp(jax.nn.log_sigmoid(z), 0, weight) for z in (logits, -logits))
     return log_p - log_q
+
+
+def replicate(tree: Any) -> Any:
+    """Copy a tree to each device of this process, in the layout in which the steps return it.
+
+    A step that is given another layout is traced and lowered once more for its own results.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), (BATCH_AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def to_devices(array: np.ndarray, devices: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from planet_jax.runtime.progress import progress
 from planet_jax.runtime.signals import Stopped
 from planet_jax.score import metrics
 from planet_jax.train.stage import Stage, process_share
-from planet_jax.train.steps import to_devices
+from planet_jax.train.steps import replicate, to_devices
 
 
 def compute_logits(
@@ -26,6 +26,7 @@ def compute_logits(
 
     The loader makes the next batch while the devices compute.
     """
+    variables = replicate(variables)
     parts: list[Array | np.ndarray] = []
     with progress(description, n, "chips") as advance:
         done = 0

@@ -194,6 +194,23 @@ def test_the_range_test_leaves_no_trace(tmp_path):
     np.testing.assert_array_equal(losses, again[1])
 
 
+def test_a_stage_lowers_its_step_once(tmp_path):
+    """A step's results have the layout of its arguments, so the second step needs no lowering."""
+    shapes = {"data.size": 40, "data.batch_size": 12}  # as in no other test: nothing is compiled
+    stage = make_stage(small_config(tmp_path, **shapes))
+    batch, lowered = next(stage.train_batches()), []
+    state = initial_state(stage, Start())
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: lowered.append(event) if "jaxpr_to_mlir" in event else None
+    )
+    counts = []
+    for _ in range(3):
+        state, _ = stage.train_step(state, batch, stage.schedule.lr[0], 0.9)
+        counts.append(len(lowered))
+    assert counts[0] > 0
+    assert counts[1] == counts[2] == counts[0]
+
+
 def test_a_batch_that_does_not_divide_names_the_nearest():
     assert jax.device_count() == 4
     with pytest.raises(BadInput, match=r"is not a multiple of 4 devices; .*: 8 or 12"):

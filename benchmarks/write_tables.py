@@ -1,0 +1,55 @@
+"""Run benchmarks and write what they print into the documentation.
+
+    python benchmarks/write_tables.py [NAME ...]
+
+A page holds the text of a benchmark between `<!-- begin NAME -->` and `<!-- end NAME -->`. Without
+a name all are run, which takes hours on two idle cores. The text begins with the command.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "step": "step.py",
+    "large-pages": "large_pages.py",
+    "start": "start.py",
+    "loader": "loader.py",
+    "steps": "accelerator.py steps",
+    "published": "accelerator.py published",
+    "stages": "accelerator.py stages",
+    "slices": "accelerator.py slices",
+}
+
+
+def write(name: str) -> None:
+    """Run a benchmark and replace its text in the page that holds it."""
+    block = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    pages = [page for page in (ROOT / "docs").glob("*.md") if block.search(page.read_text())]
+    if len(pages) != 1:
+        sys.exit(f"{name}: {len(pages)} pages of docs/ have a place for it; one must")
+    command = f"python benchmarks/{COMMANDS[name]}"
+    program = [sys.executable, *command.split()[1:]]
+    done = subprocess.run(program, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{command} ended with status {done.returncode}; {pages[0]} is as before")
+    text = f"`{command}`: {done.stdout.strip()}\n"
+    written = block.sub(lambda found: found[1] + text + found[2], pages[0].read_text())
+    temporary = pages[0].with_suffix(".tmp")
+    temporary.write_text(written)
+    os.replace(temporary, pages[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*COMMANDS, []])
+    for name in parser.parse_args().names or COMMANDS:
+        write(name)
+
+
+if __name__ == "__main__":
+    main()
