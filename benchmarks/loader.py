@@ -1,22 +1,29 @@
-"""Measure the loader's chips per second; compare one Pillow thread and OpenCV's bare warp.
+"""Measure the loader's chips per second beside Pillow, OpenCV's bare warp and fastai v1.
 
-    python benchmarks/loader.py [--root ../shared/data/ucmerced] [--cache data/cache]
+    python benchmarks/loader.py [--root ../shared/data/ucmerced] [--fastai PYTHON] [--rounds 5]
 
-Each figure is the best of three. Pillow's speed is the unit ("yardstick"), because only ratios are
-comparable between machines. fastai v1's loader reaches 0.71 yardsticks with 2 workers on 2 cores
-(728 chips/s, and Pillow 1,029), so ten times fastai is 7.1 yardsticks. The bare warp rotates and
-zooms decoded pixels, without lighting, batches or labels; it needs OpenCV.
+All take turns; a figure is the best of the rounds, a ratio the median over rounds. Pillow in one
+thread is the unit ("yardstick"), because only ratios are comparable between machines. The bare warp
+rotates and zooms decoded pixels, without lighting, batches or labels; it needs OpenCV. PYTHON is an
+interpreter that has fastai 1.0.61. The last rows load in one process, and in two at a time, each
+with a core of its own.
 """
 
 import argparse
+import functools
+import importlib.util
 import io
 import os
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import machine
 import numpy as np
 from PIL import Image
 
@@ -26,13 +33,10 @@ from planet_jax.data.augment import draw, matrices
 BATCH = 64
 
 
-def best(work: Callable[[], int], times: int = 3) -> float:
-    """Return the best chips per second of `work`, which returns its number of chips."""
-    speeds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        speeds.append(work() / (time.perf_counter() - began))
-    return max(speeds)
+def rate(work: Callable[[], int]) -> float:
+    """Return the chips per second of `work`, which returns its number of chips."""
+    began = time.perf_counter()
+    return work() / (time.perf_counter() - began)
 
 
 def yardstick(files: list[Path]) -> int:
@@ -91,32 +95,102 @@ def waiting(data: dataset.Dataset, size: int, threads: int) -> float:
     return waited / (time.perf_counter() - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path("../shared/data/ucmerced"))
-    parser.add_argument("--cache", type=Path, default=Path("data/cache"))
-    args = parser.parse_args()
+class Process:
+    """A process that loads an epoch for each line of its input and prints the chips/s."""
+
+    def __init__(self, command: list[str]) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        if self._line() != "ready\n":
+            sys.exit(f"{' '.join(command)} failed")
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def start(self) -> None:
+        print(file=self.process.stdin, flush=True)
+
+    def rate(self) -> float:
+        return float(self._line())
+
+    def load(self) -> float:
+        self.start()
+        return self.rate()
+
+
+def load_pinned(args: argparse.Namespace) -> None:
+    """Load epochs on one core, one for each line of stdin."""
+    os.sched_setaffinity(0, {args.core})
+    data = dataset.load(args.root, args.cache)
+    ours(data, 128, 0, epochs=1)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(rate(lambda: ours(data, 128, 0)), flush=True)
+
+
+def together(processes: list[Process]) -> float:
+    for process in processes:
+        process.start()
+    return sum(process.rate() for process in processes)
+
+
+def contestants(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
+    """Return functions that each load some chips and return the chips/s."""
     data = dataset.load(args.root, args.cache)
     files = sorted((args.root / "train-jpg").iterdir())[:300]
     chips = data.chips[np.arange(512)]
     drawn = matrices(draw(np.random.default_rng(0), len(chips)))
     ours(data, 128, 0, epochs=1)  # compile, and read the pixels into memory
-    unit = best(lambda: yardstick(files))
-    print(f"{len(os.sched_getaffinity(0))} cores; {len(data.labels.names)} chips of {args.root}")
-    print("| what | chips/s | yardsticks |\n| --- | --- | --- |")
-    print(f"| Pillow, one thread: decode + resize to 128 px | {unit:,.0f} | 1.0 |")
+    found: dict[str, Callable[[], float]] = {
+        "Pillow, one thread: decode + resize to 128 px": lambda: rate(lambda: yardstick(files))
+    }
     for size in (128, 256):
         for threads in (0, 1, 2):
-            speed = best(lambda size=size, threads=threads: ours(data, size, threads))
-            print(f"| ours, {size} px, {threads} threads | {speed:,.0f} | {speed / unit:.1f} |")
-        try:
-            speed = best(lambda size=size: warp(chips, drawn, size, 2))
-            print(
-                f"| OpenCV's bare warp, {size} px, 2 threads | {speed:,.0f} | {speed / unit:.1f} |"
-            )
-        except ImportError:
-            print("| bare warp: OpenCV is not installed | | |")
-    print(f"input_wait of one linear layer, 128 px, 2 threads: {waiting(data, 128, 2):.2f}")
+            work = functools.partial(ours, data, size, threads)
+            found[f"ours, {size} px, {threads} threads"] = functools.partial(rate, work)
+        if args.fastai:
+            command = [args.fastai, str(Path(__file__).with_name("fastai_loader.py"))]
+            process = Process([*command, str(args.root), str(size), "2"])
+            found[f"fastai v1, {size} px, 2 workers"] = process.load
+        if importlib.util.find_spec("cv2"):
+            work = functools.partial(warp, chips, drawn, size, 2)
+            found[f"OpenCV's bare warp, {size} px, 2 threads"] = functools.partial(rate, work)
+    command = [sys.executable, __file__, "--root", str(args.root), "--cache", str(args.cache)]
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    pinned = [Process([*command, "--core", str(core)]) for core in cores]
+    found["ours, 128 px, one process on one core"] = pinned[0].load
+    if len(pinned) == 2:
+        found["ours, 128 px, two processes on a core each"] = lambda: together(pinned)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path("../shared/data/ucmerced"))
+    parser.add_argument("--cache", type=Path, default=Path("data/cache"))
+    parser.add_argument("--fastai", metavar="PYTHON", default=os.environ.get("FASTAI_PYTHON"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)  # in a pinned process
+    args = parser.parse_args()
+    if args.core is not None:
+        return load_pinned(args)
+    print(machine.describe("numpy", "numba", "grain", "pillow", "opencv-python-headless"))
+    print(f"Chips of {args.root}, all augmentations, {args.rounds} alternating rounds.\n")
+    found = contestants(args)
+    rates: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(args.rounds):
+        for name, load in found.items():
+            rates[name].append(load())
+    unit = rates[next(iter(rates))]
+    print("| what | chips/s | yardsticks: median (least to most) |\n| --- | --- | --- |")
+    for name, speeds in rates.items():
+        ratios = [speed / one for speed, one in zip(speeds, unit, strict=True)]
+        spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        print(f"| {name} | {max(speeds):,.0f} | {spread} |")
+    data = dataset.load(args.root, args.cache)
+    print(f"\nA model of one linear layer waits for this loader {waiting(data, 128, 2):.0%} of its "
+          "time (128 px, 2 threads).")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Check the files, links, commands and options that the documents name, and the README's length."""
 
 import re
+import runpy
 
 import pytest
 
@@ -32,3 +33,13 @@ def test_every_file_option_and_command_that_a_document_names_exists(document):
     makefile = (ROOT / "Makefile").read_text()
     missing += [name for name in targets if f"\n{name}:" not in makefile]
     assert not missing
+
+
+def test_every_measured_table_has_one_place_and_a_benchmark():
+    program = runpy.run_path(str(ROOT / "benchmarks" / "write_tables.py"))
+    text = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    for edge in ("begin", "end"):
+        places = re.findall(rf"<!-- {edge} (\S+) -->", text)
+        assert sorted(places) == sorted(program["COMMANDS"])
+    for command in program["COMMANDS"].values():
+        assert (ROOT / "benchmarks" / command.split()[0]).exists()
