@@ -21,8 +21,7 @@ COMMANDS = {
     "loader": "loader.py",
     "steps": "accelerator.py steps",
     "published": "accelerator.py published",
-    "stages": "accelerator.py stages",
-    "slices": "accelerator.py slices",
+    "stages": "accelerator.py stages --target h100:8",
 }
 
 
