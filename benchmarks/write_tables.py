@@ -36,7 +36,7 @@ def write(name: str) -> None:
     done = subprocess.run(program, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{command} ended with status {done.returncode}; {pages[0]} is as before")
-    text = f"`{command}`: {done.stdout.strip()}\n"
+    text = f"`{command}`: {done.stdout.strip()}\n\n"
     written = block.sub(lambda found: found[1] + text + found[2], pages[0].read_text())
     temporary = pages[0].with_suffix(".tmp")
     temporary.write_text(written)
