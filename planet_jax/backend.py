@@ -25,11 +25,12 @@ def configure() -> None:
 
     A plugin without its device prints tracebacks (CUDA) or retries for minutes (libtpu).
     """
-    use_eigen_convolutions()
     if cache := compilation_cache():
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if not os.environ.get("JAX_PLATFORMS") and not has_device(*GPU_FILES, *TPU_FILES):
         jax.config.update("jax_platforms", "cpu")
+    if jax.config.jax_platforms == "cpu":  # the flag was not tried with the runtimes of others
+        use_eigen_convolutions()
 
 
 def use_eigen_convolutions() -> None:
