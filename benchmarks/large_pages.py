@@ -11,6 +11,7 @@ import os
 
 import machine
 import step
+from worker import Worker
 
 WITH = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -25,8 +26,8 @@ def main() -> None:
     without = {name: value for name, value in os.environ.items() if name not in WITH}
     for kind in ("frozen", "full"):
         workers = {
-            "with": step.Worker("ours", kind, environment=without | WITH),
-            "without": step.Worker("ours", kind, environment=without),
+            "with": Worker(step.command("ours", kind), without | WITH),
+            "without": Worker(step.command("ours", kind), without),
         }
         seconds = step.alternate(workers, args.rounds)
         print(f"| {kind} | {step.ratio(seconds['without'], seconds['with'])} |", flush=True)

@@ -15,7 +15,6 @@ import importlib.util
 import io
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import jax
 import machine
 import numpy as np
 from PIL import Image
+from worker import Worker, serve
 
 from planet_jax.data import dataset, loader
 from planet_jax.data.augment import draw, matrices
@@ -95,44 +95,18 @@ def waiting(data: dataset.Dataset, size: int, threads: int) -> float:
     return waited / (time.perf_counter() - began)
 
 
-class Process:
-    """A process that loads an epoch for each line of its input and prints the chips/s."""
-
-    def __init__(self, command: list[str]) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-        if self._line() != "ready\n":
-            sys.exit(f"{' '.join(command)} failed")
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def start(self) -> None:
-        print(file=self.process.stdin, flush=True)
-
-    def rate(self) -> float:
-        return float(self._line())
-
-    def load(self) -> float:
-        self.start()
-        return self.rate()
-
-
 def load_pinned(args: argparse.Namespace) -> None:
-    """Load epochs on one core, one for each line of stdin."""
+    """Load epochs on one core for a `Worker`, which gets the chips/s."""
     os.sched_setaffinity(0, {args.core})
     data = dataset.load(args.root, args.cache)
     ours(data, 128, 0, epochs=1)
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        print(rate(lambda: ours(data, 128, 0)), flush=True)
+    serve(lambda: rate(lambda: ours(data, 128, 0)))
 
 
-def together(processes: list[Process]) -> float:
+def together(processes: list[Worker]) -> float:
     for process in processes:
         process.start()
-    return sum(process.rate() for process in processes)
+    return sum(process.result() for process in processes)
 
 
 def contestants(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
@@ -151,15 +125,15 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
             found[f"ours, {size} px, {threads} threads"] = functools.partial(rate, work)
         if args.fastai:
             command = [args.fastai, str(Path(__file__).with_name("fastai_loader.py"))]
-            process = Process([*command, str(args.root), str(size), "2"])
-            found[f"fastai v1, {size} px, 2 workers"] = process.load
+            process = Worker([*command, str(args.root), str(size), "2"])
+            found[f"fastai v1, {size} px, 2 workers"] = process.measure
         if importlib.util.find_spec("cv2"):
             work = functools.partial(warp, chips, drawn, size, 2)
             found[f"OpenCV's bare warp, {size} px, 2 threads"] = functools.partial(rate, work)
     command = [sys.executable, __file__, "--root", str(args.root), "--cache", str(args.cache)]
     cores = sorted(os.sched_getaffinity(0))[:2]
-    pinned = [Process([*command, "--core", str(core)]) for core in cores]
-    found["ours, 128 px, one process on one core"] = pinned[0].load
+    pinned = [Worker([*command, "--core", str(core)]) for core in cores]
+    found["ours, 128 px, one process on one core"] = pinned[0].measure
     if len(pinned) == 2:
         found["ours, 128 px, two processes on a core each"] = lambda: together(pinned)
     return found

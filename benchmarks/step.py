@@ -14,21 +14,26 @@ import argparse
 import functools
 import importlib.util
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import machine
 import numpy as np
 import plain
+from worker import Worker, serve
 
 from planet_jax import backend
 from planet_jax.model import classifier
 from planet_jax.runtime import memory
-from planet_jax.train.steps import create_state, make_predict_step, make_train_step, to_devices
+from planet_jax.train.steps import (
+    create_state,
+    make_predict_step,
+    make_train_step,
+    replicate,
+    to_devices,
+)
 
 CLASSES = 17
 KINDS = ("frozen", "full", "inference")
@@ -37,7 +42,8 @@ Step = Callable[[], float]  # takes one step and returns a number that depends o
 
 def ours(chips: np.ndarray, targets: np.ndarray, kind: str) -> Step:
     n, model, freeze = jax.local_device_count(), classifier.build(CLASSES), kind == "frozen"
-    state, key = create_state(classifier.init(CLASSES, 0), freeze), jax.random.key(0)
+    state = replicate(create_state(classifier.init(CLASSES, 0), freeze))
+    key = jax.random.key(0)
     if kind == "inference":
         predict = make_predict_step(model)
         return lambda: float(np.asarray(predict(state.variables, to_devices(chips, n))).sum())
@@ -110,7 +116,7 @@ PROGRAMS: dict[str, Callable[[np.ndarray, np.ndarray, str], Step]] = {
 
 
 def work(program: str, kind: str, batch: int, size: int) -> None:
-    """Take a step for each line of stdin and print its seconds; the first is not counted."""
+    """Take steps of one program for a `Worker`, which gets their seconds."""
     memory.limit_arenas()
     if program == "ours":
         backend.use_eigen_convolutions()
@@ -120,40 +126,19 @@ def work(program: str, kind: str, batch: int, size: int) -> None:
     take = PROGRAMS[program](chips, targets, kind)
     for _ in range(2):  # the first compiles
         take()
-    print("ready", flush=True)
-    for _ in sys.stdin:
+
+    def measure() -> float:
         began = time.perf_counter()
         take()
-        print(time.perf_counter() - began, flush=True)
+        return time.perf_counter() - began
+
+    serve(measure)
 
 
-class Worker:
-    """A process that takes steps of one program."""
-
-    def __init__(
-        self,
-        program: str,
-        kind: str,
-        batch: int = 16,
-        size: int = 128,
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        command = [sys.executable, str(Path(__file__)), "--program", program, "--kinds", kind]
-        command += ["--batch", str(batch), "--size", str(size)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        if self._line() != "ready\n":
-            sys.exit(f"the benchmark of {program} failed")
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def take(self) -> float:
-        """Take a step and return its seconds."""
-        print(file=self.process.stdin, flush=True)
-        return float(self._line())
+def command(program: str, kind: str, batch: int = 16, size: int = 128) -> list[str]:
+    """Return the command of a worker that takes steps of one program."""
+    shape = ["--batch", str(batch), "--size", str(size)]
+    return [sys.executable, __file__, "--program", program, "--kinds", kind, *shape]
 
 
 def alternate(workers: dict[str, Worker], rounds: int) -> dict[str, list[float]]:
@@ -161,9 +146,9 @@ def alternate(workers: dict[str, Worker], rounds: int) -> dict[str, list[float]]
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
-            seconds[name].append(worker.take())
+            seconds[name].append(worker.measure())
     for worker in workers.values():
-        worker.process.communicate()  # closes its input, which ends it
+        worker.end()
     return seconds
 
 
@@ -193,7 +178,9 @@ def main() -> None:
     names = [name for other in others for name in (other, "ratio")]
     print(f"| step | ours | {' | '.join(names)} |\n{'| --- ' * (2 + len(names))}|")
     for kind in args.kinds:
-        workers = {name: Worker(name, kind, args.batch, args.size) for name in ("ours", *others)}
+        workers = {
+            name: Worker(command(name, kind, args.batch, args.size)) for name in ("ours", *others)
+        }
         seconds = alternate(workers, args.rounds)
         cells = [f"{args.batch / min(seconds['ours']):.1f}"]
         for name in others:
