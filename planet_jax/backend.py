@@ -27,9 +27,11 @@ def configure() -> None:
     """
     if cache := compilation_cache():
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    if not os.environ.get("JAX_PLATFORMS") and not has_device(*GPU_FILES, *TPU_FILES):
-        jax.config.update("jax_platforms", "cpu")
-    if jax.config.jax_platforms == "cpu":  # the flag was not tried with the runtimes of others
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms and not has_device(*GPU_FILES, *TPU_FILES):
+        platforms = "cpu"
+        jax.config.update("jax_platforms", platforms)
+    if platforms == "cpu":  # the flag was not tried with the runtimes of other platforms
         use_eigen_convolutions()
 
 
