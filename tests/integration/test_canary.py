@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pytest
+from jax.tree_util import keystr
 
 from planet_jax.model import classifier
 from planet_jax.model.classifier import GROUPS
@@ -26,6 +27,10 @@ BOUNDS = {"logits": 200, "loss": 200, "statistics": 200, "head": 2000, "backbone
 # head's pool where two features differ by some 4e-6. One such change moves the gradients of all
 # layers below by 1%.
 CHAOTIC = {"backbone": 0.1 / EPS}
+# In the tiny network at 32 px some such change occurs in half of the batches, CPU by CPU others.
+# It moves the gradients of a few layers by 5,000 roundings or more; other batches have at most 63.
+# A miscompiled program is wrong for every batch, so each leaf's least error counts.
+BATCHES = 12
 
 
 def relative_error(a, b):
@@ -34,13 +39,16 @@ def relative_error(a, b):
     return np.linalg.norm(a - b) / max(np.linalg.norm(b), np.finfo(np.float64).tiny)
 
 
-def check(results, references, bounds):
-    """Check that two results of `one_step` agree within the bounds, leaf by leaf."""
-    for kind, bound in bounds.items():
-        leaves = jax.tree_util.tree_leaves_with_path(results[kind])
-        for (path, a), b in zip(leaves, jax.tree.leaves(references[kind]), strict=True):
-            error = relative_error(a, b) / EPS
-            assert error < bound, f"{kind}{jax.tree_util.keystr(path)}: {error:.0f} roundings"
+def errors(results, references):
+    """Return each leaf's error between results of `one_step`, in roundings, by kind and path."""
+    leaves = jax.tree_util.tree_leaves_with_path(results)
+    pairs = zip(leaves, jax.tree.leaves(references), strict=True)
+    return {(path[0].key, keystr(path)): relative_error(a, b) / EPS for (path, a), b in pairs}
+
+
+def too_large(errors, bounds):
+    """Return the errors that exceed the bound of their kind."""
+    return {path: error for (kind, path), error in errors.items() if not error < bounds[kind]}
 
 
 def one_step(precision, variables, batch, devices, freeze, network):
@@ -78,13 +86,18 @@ def one_step(precision, variables, batch, devices, freeze, network):
     ],
 )
 def test_a_compiled_step_is_that_of_float64(network, size, batch_size, devices, freeze, bounds):
-    rng = np.random.default_rng(0)
-    chips = rng.integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
-    targets = (rng.random((batch_size, 5)) < 0.4).astype(np.uint8)
-    batch = {"chips": chips, "targets": targets}
     variables = jax.tree.map(np.asarray, classifier.init(5, 0, network))
-    arguments = (variables, batch, devices, freeze, network)
-    check(one_step("float32", *arguments), one_step("float64", *arguments), bounds)
+    least = {}
+    for seed in range(BATCHES):
+        rng = np.random.default_rng(seed)
+        chips = rng.integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
+        targets = (rng.random((batch_size, 5)) < 0.4).astype(np.uint8)
+        arguments = (variables, {"chips": chips, "targets": targets}, devices, freeze, network)
+        found = errors(one_step("float32", *arguments), one_step("float64", *arguments))
+        least = {path: min(error, least.get(path, np.inf)) for path, error in found.items()}
+        if not too_large(least, bounds):
+            return
+    pytest.fail(f"more roundings than {bounds}: {too_large(least, bounds)}")
 
 
 def test_the_known_miscompilation_is_seen():
@@ -92,9 +105,6 @@ def test_the_known_miscompilation_is_seen():
     rows = np.arange(32_769, dtype=np.float32)[:, None] * np.eye(1, 3, dtype=np.float32)
     matrix = jnp.eye(3)
     sums = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
-    exact = {"sums": (rows.astype(np.float64) ** 2).sum(1)}
-    if jaxlib.__version__ == "0.10.2":
-        with pytest.raises(AssertionError, match="roundings"):
-            check({"sums": sums}, exact, {"sums": 200})
-    else:
-        check({"sums": sums}, exact, {"sums": 200})
+    exact = (rows.astype(np.float64) ** 2).sum(1)
+    wrong = relative_error(sums, exact) / EPS > 200
+    assert wrong == (jaxlib.__version__ == "0.10.2")
