@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from planet_jax.config import shared_by_processes, validate
@@ -24,11 +23,10 @@ from planet_jax.data.split import count, group_numbers, split_rows
 from planet_jax.model.summary import layer_table
 from planet_jax.preflight import targets
 from planet_jax.preflight.examine import examine
-from planet_jax.results import fitted_decisions, inference, pictures, submission, tables
+from planet_jax.results import fitted_decisions, inference, submission, tables
 from planet_jax.results import predict as predictions
 from planet_jax.results.evaluate import Evaluation, compute_metrics, write_evaluation
 from planet_jax.results.export import folder as export_folder
-from planet_jax.results.report import page
 from planet_jax.runtime import distributed
 from planet_jax.runtime.distributed import is_main_process, on_main
 from planet_jax.runtime.errors import BadInput, first_few
@@ -41,6 +39,9 @@ from planet_jax.train.resume import check_chips, is_finished
 from planet_jax.train.run_folder import check_writable, exclusive
 from planet_jax.train.stage import make_stage
 from planet_jax.train.start import Start, check_vocabulary, find_start, initial_state
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 JOURNEY_RESULTS = ("metrics.json", "predictions.csv", "submission.csv")
 
@@ -82,6 +83,8 @@ def _train(config: ConfigDict, start: Start) -> None:
 @on_main
 def _draw_history(run: Path) -> str:
     """Draw history.png; return the history table, or a warning if a table is damaged."""
+    from planet_jax.results import pictures  # matplotlib is slow to import
+
     try:
         pictures.save(pictures.training_curves(run), run / "history.png")
         table = tables.history_table(run)
@@ -113,8 +116,10 @@ def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
         )
 
 
-def show_batch(config: ConfigDict) -> Figure:
+def show_batch(config: ConfigDict) -> "Figure":
     """Draw the first 16 chips of the first training batch, augmented, to show_batch.png."""
+    from planet_jax.results import pictures  # matplotlib is slow to import
+
     path = Path(config.workdir) / "show_batch.png"
     check_writable(path.parent)
     start = find_start(config, needs_weights=False)
@@ -129,8 +134,10 @@ def show_batch(config: ConfigDict) -> Figure:
     return figure
 
 
-def lr_range(config: ConfigDict) -> Figure:
+def lr_range(config: ConfigDict) -> "Figure":
     """Run the LR-range test from the stage's start; write lr_range.csv and lr_range.png."""
+    from planet_jax.results import pictures  # matplotlib is slow to import
+
     run = Path(config.workdir)
     check_writable(run)
     start = find_start(config, resume=False)
@@ -232,6 +239,8 @@ def predict(config: ConfigDict) -> pd.DataFrame:
 
 def report(config: ConfigDict) -> None:
     """Write report.html, one page that shows the run folder; nothing is computed again."""
+    from planet_jax.results.report import page  # as pictures above
+
     run = Path(config.workdir)
     check_writable(run)
     for line in on_main(page.write)(run, Path(config.data.root)):

@@ -1,12 +1,14 @@
 """The classifier: a ResNet with fastai's concat-pool head, and its three layer groups."""
 
 import functools
+import zlib
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Float, Int, UInt8
 
 from planet_jax.model.layers import BATCH_AXIS, FLOAT32, PRECISIONS, Dropout, Precision
@@ -94,19 +96,31 @@ def build(
 
 
 def init(classes: int, seed: int, network: str = "resnet50") -> Variables:
-    """Draw each float32 parameter from `seed` and its name; set means to 0 and variances to 1."""
-    return _init(Classifier(classes, network), jax.random.key(seed))
+    """Draw each float32 kernel from `seed` and its name; set means to 0 and variances to 1.
+
+    The distributions are those of the modules' own `init`: He et al.'s (2015, arXiv:1502.01852),
+    by fan out in convolutions and by fan in in linear layers. But numpy draws, so the values are
+    the same on every device, and nothing is compiled.
+    """
+    flat = traverse_util.flatten_dict(abstract_variables(classes, network))
+    return traverse_util.unflatten_dict(
+        {path: _draw(path, leaf.shape, seed) for path, leaf in flat.items()}
+    )
+
+
+def _draw(path: Path, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    if path[-1] != "kernel":
+        return np.full(shape, path[-1] in ("scale", "var"), np.float32)
+    fan = shape[0] if len(shape) == 2 else shape[0] * shape[1] * shape[3]
+    rng = np.random.default_rng([zlib.crc32("/".join(path).encode()), seed])
+    return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / fan))
 
 
 def abstract_variables(classes: int, network: str = "resnet50") -> Variables:
-    """Return the shapes and dtypes of `init`'s variables, without computing them."""
-    return jax.eval_shape(lambda: init(classes, 0, network))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(model: Classifier, key: Array) -> Variables:
-    chips = jnp.zeros((1, 32, 32, 3), jnp.uint8)
-    return dict(model.init(key, chips, train=False))
+    """Return the shapes and dtypes of the variables, without computing them."""
+    chips = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+    init = functools.partial(Classifier(classes, network).init, train=False)
+    return dict(jax.eval_shape(init, jax.random.key(0), chips))
 
 
 def group_of(path: Path) -> str:

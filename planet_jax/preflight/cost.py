@@ -62,7 +62,7 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
     network = config.model.name
     model = classifier.build(classes, network, config.model.batch_norm, config.train.precision)
     variables = classifier.abstract_variables(classes, network)
-    state = jax.eval_shape(lambda v: create_state(v, config.optim.freeze), variables)
+    state = create_state(variables, config.optim.freeze)
     beta1 = jax.ShapeDtypeStruct((), jnp.float32)
     rates = {"lr": jax.ShapeDtypeStruct((3,), jnp.float32), "beta1": beta1}
     key = jax.eval_shape(lambda: jax.random.key(0))

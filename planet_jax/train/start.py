@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from planet_jax.model import classifier, weights
@@ -110,12 +109,9 @@ def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
     Raises:
       BadInput: the checkpoint holds another model.
     """
-    config, classes = stage.config, len(stage.classes)
-
-    def state() -> TrainState:
-        return create_state(classifier.init(classes, 0, config.model.name), config.optim.freeze)
-
-    template = jax.eval_shape(state)
+    config = stage.config
+    variables = classifier.abstract_variables(len(stage.classes), config.model.name)
+    template = create_state(variables, config.optim.freeze)
     arrays = checkpoint.arrays("weights", "optimizer")
     return replicate(from_host(arrays, template, str(checkpoint.run)))
 

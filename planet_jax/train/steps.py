@@ -16,7 +16,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, ArrayLike, Float, Int, Key, UInt8
 
 from planet_jax.model.classifier import Classifier, Variables
 from planet_jax.model.layers import BATCH_AXIS
@@ -30,7 +30,7 @@ Rates = dict[str, np.ndarray]  # {"lr": float32 [3], "beta1": float32 []}
 class TrainState:
     """Everything that a training step changes."""
 
-    step: Array  # int32 []: steps taken
+    step: ArrayLike  # int32 []: steps taken
     params: Params
     batch_stats: dict[str, Any]
     opt_state: optax.OptState  # Adam's moments of the trainable parameters
@@ -45,10 +45,13 @@ def create_state(variables: Variables, freeze: bool) -> TrainState:
     """Create the state before the first step, with zero moments."""
     trainable, _ = split_frozen(variables["params"], freeze)
     # Rates are inputs of the step; the optimizer's state does not depend on them.
-    opt_state = adam(group_labels(trainable), np.zeros(3), np.zeros(()), 0.0).init(trainable)
-    return TrainState(
-        jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state
+    optimizer = adam(group_labels(trainable), np.zeros(3), np.zeros(()), 0.0)
+    # Adam starts with zeros; numpy's need no compiler.
+    opt_state = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, trainable)
     )
+    step = np.zeros((), np.int32)
+    return TrainState(step, variables["params"], variables["batch_stats"], opt_state)
 
 
 @functools.lru_cache  # so that the stages and commands of one process compile a step once

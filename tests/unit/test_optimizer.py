@@ -145,7 +145,7 @@ def test_each_group_takes_its_own_rate_and_the_decay():
 
 
 def test_frozen_are_the_convolutions_below_the_head():
-    params = jax.eval_shape(lambda: classifier.init(17, 0))["params"]
+    params = classifier.abstract_variables(17)["params"]
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     trainable, frozen = split_frozen(params, freeze=True)
     assert (count(trainable), count(frozen)) == (2_168_721, 23_454_912)
