@@ -131,10 +131,19 @@ OPTIONS: dict[str, Option] = {
     # ---- Model ----
     "model.name": Option(
         "resnet50", "tiny has one narrow block per stage: for tests and trials, not pretrained",
-        choices=("resnet50", "tiny"), per_member=True),
+        choices=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "tiny"),
+        per_member=True),
     "model.weights": Option(
-        "imagenet", "imagenet, random, or a .safetensors file with torchvision's names",
+        "imagenet",
+        "imagenet, random, hub:OWNER/NAME[@REVISION] on the Hugging Face hub, or a .safetensors "
+        "file; tensors have torchvision's names",
         required=True, path=True),
+    "model.mean": Option(
+        (), "mean of red, green and blue, 0 to 1, by which to normalize; (): as the weights state",
+        low=0, high=1, lengths=(0, 3)),
+    "model.std": Option(
+        (), "standard deviation of red, green and blue; set both or neither",
+        above=0, lengths=(0, 3)),
     "model.head": Option(
         "keep", "fresh: take only the backbone of init_from or model.weights, for other labels",
         choices=("keep", "fresh")),
@@ -223,6 +232,9 @@ OPTIONS: dict[str, Option] = {
     "predict.submission": Option(
         False, "write submission.csv too; predict.folder = '' then adds test-jpg-additional",
         on_resume="free"),
+    "export.license": Option(
+        "unknown", "license of exported weights, as the Hugging Face hub names it: apache-2.0, ...",
+        required=True, on_resume="free"),
 }  # fmt: skip
 
 RENAMED = {

@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from planet_jax.runtime.errors import BadInput
 
+HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
 
 def expanded_path(name: str, path: str) -> str:
     """Return the path of an option with `~` and `$NAME` replaced.
@@ -24,7 +26,7 @@ def expanded_path(name: str, path: str) -> str:
 
 
 def check_start(config: ConfigDict) -> None:
-    """Check the range of the LR-range test, and that the stage can start from its weights.
+    """Check the range of the LR-range test, and the weights that the stage starts from.
 
     Raises:
       BadInput: two options are in conflict.
@@ -33,8 +35,16 @@ def check_start(config: ConfigDict) -> None:
         raise BadInput("config.lr_range.start_lr must be below config.lr_range.end_lr")
     if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
         raise BadInput("config.init_from is config.workdir itself; set workdir to a new folder")
-    if config.model.name == "tiny" and config.model.weights == "imagenet":
+    model = config.model
+    if model.name == "tiny" and model.weights == "imagenet":
         raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")
+    if model.weights.startswith("hub:") and not HUB.fullmatch(model.weights):
+        raise BadInput(
+            f"config.model.weights = {model.weights!r} must be hub:OWNER/NAME or "
+            "hub:OWNER/NAME@REVISION"
+        )
+    if bool(model.mean) != bool(model.std):
+        raise BadInput("config.model.mean and config.model.std: set both, or neither")
 
 
 def check_layout(data: ConfigDict) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from planet_jax.model.classifier import Classifier, trains
-from planet_jax.model.resnet import NETWORKS
+from planet_jax.model.resnet import NETWORKS, BasicBlock
 
 Shape = tuple[int, ...]
 Module = tuple[str, ...]  # a module's path among the variables
@@ -60,29 +60,35 @@ def _torch_shape(shape: Shape) -> Shape:
 def _layers(network: str, parameters: set[Module]) -> Iterator[tuple[str, Module, Module]]:
     """Yield (torch's type, our module with its parameters, our module with its output shape).
 
-    Two kinds of layers have no output of their own here. The stem's BatchNorm also pools, and a
-    bottleneck's last BatchNorm also computes the convolution before it.
+    Two kinds of layers have no output of their own here. The stem's BatchNorm also pools, and the
+    BatchNorm after a 1x1 convolution to more channels also computes it.
     """
 
     def body(*names: str) -> Module:
         return ("backbone", *names)
 
+    def convolution(block: Module, conv: str, norm: str) -> Iterator[tuple[str, Module, Module]]:
+        yield "Conv2d", (*block, conv), (*block, norm)
+        yield "BatchNorm2d", (*block, norm), (*block, norm)
+
     yield "Conv2d", body("conv1"), body("conv1")
     yield "BatchNorm2d", body("bn1"), body("conv1")
     yield "ReLU", (), body("conv1")
     yield "MaxPool2d", (), body("bn1")
-    for stage, depth in enumerate(NETWORKS[network]().stage_sizes, start=1):
+    resnet = NETWORKS[network]()
+    for stage, depth in enumerate(resnet.stage_sizes, start=1):
         for i in range(depth):
             block = body(f"layer{stage}_{i}")
-            for j in (1, 2, 3):
-                norm = (*block, f"bn{j}")
-                yield "Conv2d", (*block, f"conv{j}"), norm
-                yield "BatchNorm2d", norm, norm
-            yield "ReLU", (), (*block, "bn3")
+            if resnet.block is BasicBlock:
+                yield from convolution(block, "conv1", "bn1")
+                yield "ReLU", (), (*block, "bn1")
+                yield from convolution(block, "conv2", "bn2")
+            else:
+                for j in (1, 2, 3):
+                    yield from convolution(block, f"conv{j}", f"bn{j}")
+                yield "ReLU", (), (*block, "bn3")
             if (*block, "downsample_0", "kernel") in parameters:
-                norm = (*block, "downsample_1")
-                yield "Conv2d", (*block, "downsample_0"), norm
-                yield "BatchNorm2d", norm, norm
+                yield from convolution(block, "downsample_0", "downsample_1")
     yield "AdaptiveAvgPool2d", (), body()
     yield "AdaptiveMaxPool2d", (), body()
     for kind, name in (

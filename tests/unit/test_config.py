@@ -48,7 +48,7 @@ def test_every_shipped_config_is_valid():
         ("optim.lr", (float("nan"),), "a tuple of 1 or 2 or 3 items, each a number, above 0"),
         ("optim.momentum", (0.9, 1.0), "a tuple of 2 items, each a number, above 0 and below 1"),
         ("score.ensemble", ("runs/a", " "), "a tuple, each a name that is not blank (run folders"),
-        ("model.name", "small", "one of resnet50, tiny"),
+        ("model.name", "small", "one of resnet18, resnet34, resnet50, resnet101, resnet152, tiny"),
         ("model.name", "tiny", "tiny has no imagenet weights; set model.weights=random"),
         ("data.root", "a\0b", "a name that is not blank"),
         ("train.precision", "float16", "one of float32, bfloat16"),
