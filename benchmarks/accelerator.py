@@ -4,6 +4,7 @@
     python benchmarks/accelerator.py published
     python benchmarks/accelerator.py stages [--target v5e:2x4] [--target h100:8]
     python benchmarks/accelerator.py slices
+    python benchmarks/accelerator.py networks [--target v5e:2x2] [--target h100:4] [--chips 128]
 
 Everything follows from the programs that the compilers of TPUs and GPUs make, so the numbers are
 the same in every run and on every machine. Each step takes minutes to compile. All steps are in
@@ -12,7 +13,8 @@ bfloat16.
 `steps` compares our step with a plain Flax step at 128 px; "ours, global" has BatchNorm over all
 devices, the others have it per device. `published` compiles the full plain Flax step in the size of
 each published measurement of ResNet50. `stages` and `slices` run `preflight` for the four stages
-with 512 chips a step, and for slices of v5p with 128 chips per device. Needs the `preflight` extra.
+with 512 chips a step, and for slices of v5p with 128 chips per device. `networks` has our steps of
+ResNet18 and ResNet101 at 128 px, with global BatchNorm. Needs the `preflight` extra.
 """
 
 import argparse
@@ -70,8 +72,11 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def ours(target: targets.Target, freeze: bool, norm: str, chips: int, size: int) -> cost.Cost:
+def ours(
+    target: targets.Target, freeze: bool, norm: str, chips: int, size: int, network: str
+) -> cost.Cost:
     config: ConfigDict = get_config()
+    config.model.name = network
     config.optim.freeze, config.model.batch_norm = freeze, norm
     config.data.size, config.train.precision = size, PRECISION
     train, _ = cost.steps(config, CLASSES)
@@ -108,7 +113,7 @@ def steps(names: list[str], chips: int) -> None:
         target = targets.find(name)
         for freeze in (True, False):
             rows = {"plain Flax": flaxs(target, freeze, chips, 128)} | {
-                f"ours, {norm}": ours(target, freeze, norm, chips, 128)
+                f"ours, {norm}": ours(target, freeze, norm, chips, 128, "resnet50")
                 for norm in ("device", "global")
             }
             first = None
@@ -168,6 +173,24 @@ def slices() -> None:
         )  # fmt: skip
 
 
+def networks(names: list[str], chips: int) -> None:
+    print_head("target", "network", "step", "GFLOP", "GB moved", "computing, moving", "at most",
+               "estimate", "temporaries")  # fmt: skip
+    for name in names:
+        target = targets.find(name)
+        for network in ("resnet18", "resnet101"):
+            for freeze in (True, False):
+                found = ours(target, freeze, "global", chips, 128, network)
+                compute, memory = examine.least_seconds(found, target.hardware, PRECISION)
+                print_row(
+                    name, network, "frozen" if freeze else "full", f"{found.flops / 1e9:,.0f}",
+                    f"{found.bytes_moved / 1e9:.2f}", f"{compute * 1e3:.2f}, {memory * 1e3:.2f} ms",
+                    f"{chips / max(compute, memory):,.0f}",
+                    f"{chips / examine.estimated_seconds(found, target):,.0f}",
+                    f"{found.temporary_bytes / 1e9:.2f} GB",
+                )  # fmt: skip
+
+
 def cells_of(found: dict[str, Any]) -> list[str]:
     milliseconds = {name: found[f"{name}_seconds"] * 1e3
                     for name in ("compute", "memory", "kernel", "all_reduce")}  # fmt: skip
@@ -184,7 +207,7 @@ def cells_of(found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=["steps", "published", "stages", "slices"])
+    parser.add_argument("table", choices=["steps", "published", "stages", "slices", "networks"])
     parser.add_argument("--target", action="append")
     parser.add_argument("--chips", type=int, default=128)
     args = parser.parse_args()
@@ -198,6 +221,8 @@ def main() -> None:
             stages(args.target or ["v5e:2x4", "h100:8"])
         case "slices":
             slices()
+        case "networks":
+            networks(args.target or ["v5e:2x2", "h100:4"], args.chips)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from planet_jax.model.classifier import IMAGENET_MEAN, IMAGENET_STD
+from planet_jax.model.classifier import IMAGENET
 from planet_jax.train.optimizer import Params, merge, split_frozen
 
 State = tuple[Params, Params, Any]  # parameters, batch_stats, the optimizer's state
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, chips: jax.Array, train: bool) -> jax.Array:
-        x = (chips.astype(jnp.float32) / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        x = (chips.astype(jnp.float32) / 255 - jnp.array(IMAGENET.mean)) / jnp.array(IMAGENET.std)
         features = Backbone(self.dtype, name="backbone")(x, train)
         return Head(self.classes, name="head")(features, train)
 

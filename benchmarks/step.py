@@ -1,13 +1,13 @@
 """Measure a step in images per second: ours, plain Flax, and PyTorch if it is installed.
 
-    python benchmarks/step.py [--batch 16] [--size 128] [--rounds 15]
+    python benchmarks/step.py [--batch 16] [--size 128] [--rounds 15] [--network resnet18]
 
 Each program runs in a process of its own, so that no library's threads take time from another. They
 alternate: a round takes one step of each, in turn. Ratios are the medians over rounds, with the
 least and the most. They are comparable between machines of one kind; speeds are not. PyTorch runs
-eagerly, in its default layout (NCHW) and in channels-last; its model is torchvision's ResNet50 with
-the last layer replaced. All share the program's settings of memory; "plain Flax" has XLA's default
-flags, as a user's program has.
+eagerly, in its default layout (NCHW) and in channels-last; its model is torchvision's network with
+the last layer replaced. "plain Flax" has ResNet50 alone. All share the program's settings of
+memory; plain Flax has XLA's default flags, as a user's program has.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from worker import Worker, serve
 
 from planet_jax import backend
 from planet_jax.model import classifier
+from planet_jax.model.resnet import NETWORKS
 from planet_jax.runtime import memory
 from planet_jax.train.steps import (
     create_state,
@@ -40,9 +41,10 @@ KINDS = ("frozen", "full", "inference")
 Step = Callable[[], float]  # takes one step and returns a number that depends on all of it
 
 
-def ours(chips: np.ndarray, targets: np.ndarray, kind: str) -> Step:
-    n, model, freeze = jax.local_device_count(), classifier.build(CLASSES), kind == "frozen"
-    state = replicate(create_state(classifier.init(CLASSES, 0), freeze))
+def ours(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> Step:
+    n, model = jax.local_device_count(), classifier.build(CLASSES, network)
+    freeze = kind == "frozen"
+    state = replicate(create_state(classifier.init(CLASSES, 0, network), freeze))
     key = jax.random.key(0)
     if kind == "inference":
         predict = make_predict_step(model)
@@ -59,7 +61,9 @@ def ours(chips: np.ndarray, targets: np.ndarray, kind: str) -> Step:
     return take
 
 
-def flaxs(chips: np.ndarray, targets: np.ndarray, kind: str) -> Step:
+def flaxs(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> Step:
+    if network != "resnet50":
+        raise ValueError(f"plain.py has no {network}")
     n = jax.local_device_count()
     init, step = plain.make(CLASSES, kind == "frozen", "float32")
     batch, state, key = (to_devices(chips, n), to_devices(targets, n)), init(), jax.random.key(0)
@@ -77,15 +81,17 @@ def flaxs(chips: np.ndarray, targets: np.ndarray, kind: str) -> Step:
     return take
 
 
-def torchs(chips: np.ndarray, targets: np.ndarray, kind: str, channels_last: bool) -> Step:
+def torchs(
+    chips: np.ndarray, targets: np.ndarray, kind: str, network: str, channels_last: bool
+) -> Step:
     import torch
 
     torch.library.register_fake = lambda *args, **kwargs: lambda f: f  # for CPU builds
     import torchvision
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = torchvision.models.resnet50()
-    model.fc = torch.nn.Linear(2048, CLASSES)
+    model = getattr(torchvision.models, network)()
+    model.fc = torch.nn.Linear(model.fc.in_features, CLASSES)
     model = model.to(memory_format=layout).train(kind != "inference")
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -107,7 +113,7 @@ def torchs(chips: np.ndarray, targets: np.ndarray, kind: str, channels_last: boo
     return take
 
 
-PROGRAMS: dict[str, Callable[[np.ndarray, np.ndarray, str], Step]] = {
+PROGRAMS: dict[str, Callable[[np.ndarray, np.ndarray, str, str], Step]] = {
     "ours": ours,
     "plain Flax": flaxs,
     "PyTorch": functools.partial(torchs, channels_last=False),
@@ -115,7 +121,7 @@ PROGRAMS: dict[str, Callable[[np.ndarray, np.ndarray, str], Step]] = {
 }
 
 
-def work(program: str, kind: str, batch: int, size: int) -> None:
+def work(program: str, kind: str, network: str, batch: int, size: int) -> None:
     """Take steps of one program for a `Worker`, which gets their seconds."""
     memory.limit_arenas()
     if program == "ours":
@@ -123,7 +129,7 @@ def work(program: str, kind: str, batch: int, size: int) -> None:
     rng = np.random.default_rng(0)
     chips = rng.integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
     targets = (rng.random((batch, CLASSES)) < 0.2).astype(np.uint8)
-    take = PROGRAMS[program](chips, targets, kind)
+    take = PROGRAMS[program](chips, targets, kind, network)
     for _ in range(2):  # the first compiles
         take()
 
@@ -135,9 +141,11 @@ def work(program: str, kind: str, batch: int, size: int) -> None:
     serve(measure)
 
 
-def command(program: str, kind: str, batch: int = 16, size: int = 128) -> list[str]:
+def command(
+    program: str, kind: str, network: str = "resnet50", batch: int = 16, size: int = 128
+) -> list[str]:
     """Return the command of a worker that takes steps of one program."""
-    shape = ["--batch", str(batch), "--size", str(size)]
+    shape = ["--network", network, "--batch", str(batch), "--size", str(size)]
     return [sys.executable, __file__, "--program", program, "--kinds", kind, *shape]
 
 
@@ -163,23 +171,28 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--network", choices=NETWORKS, default="resnet50")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)  # in a worker
     args = parser.parse_args()
     if args.program:
-        return work(args.program, args.kinds[0], args.batch, args.size)
+        return work(args.program, args.kinds[0], args.network, args.batch, args.size)
     print(machine.describe("jax", "jaxlib", "flax", "torch", "torchvision"))
     print(
-        f"{args.batch} chips of {args.size} px in float32. Images/s: the best of {args.rounds} "
-        "alternating rounds. Ratios: ours over the other, median (least to most) of the rounds.\n"
+        f"{args.network}, {args.batch} chips of {args.size} px in float32. Images/s: the best of "
+        f"{args.rounds} alternating rounds. Ratios: ours over the other, median (least to most) of "
+        "the rounds.\n"
     )
     has_torch = all(map(importlib.util.find_spec, ("torch", "torchvision")))
     others = [name for name in list(PROGRAMS)[1:] if has_torch or "PyTorch" not in name]
+    if args.network != "resnet50":
+        others.remove("plain Flax")
     names = [name for other in others for name in (other, "ratio")]
     print(f"| step | ours | {' | '.join(names)} |\n{'| --- ' * (2 + len(names))}|")
     for kind in args.kinds:
         workers = {
-            name: Worker(command(name, kind, args.batch, args.size)) for name in ("ours", *others)
+            name: Worker(command(name, kind, args.network, args.batch, args.size))
+            for name in ("ours", *others)
         }
         seconds = alternate(workers, args.rounds)
         cells = [f"{args.batch / min(seconds['ours']):.1f}"]

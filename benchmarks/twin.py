@@ -58,11 +58,8 @@ def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def write_weights(path: Path) -> None:
     """Write the formula's backbone and head to a `.safetensors` file with torchvision's names."""
-    state = {}
-    for tree_path, leaf in traverse_util.flatten_dict(abstract_variables(17)).items():
-        name = weights.torch_name(tree_path)
-        shape = weights.to_torch_axes(tree_path[-1], np.empty(leaf.shape, bool)).shape
-        state[name] = formula(name, shape)
+    shapes = weights.torch_shapes(traverse_util.flatten_dict(abstract_variables(17)))
+    state = {name: formula(name, shape) for name, shape in shapes.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)
 

@@ -21,7 +21,11 @@ COMMANDS = {
     "loader": "loader.py",
     "steps": "accelerator.py steps",
     "published": "accelerator.py published",
-    "stages": "accelerator.py stages --target h100:8",
+    "stages": "accelerator.py stages",
+    "slices": "accelerator.py slices",
+    "networks": "accelerator.py networks",
+    "resnet18": "step.py --network resnet18",
+    "resnet101": "step.py --network resnet101",
 }
 
 

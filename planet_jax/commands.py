@@ -73,8 +73,8 @@ def _train(config: ConfigDict, start: Start) -> None:
     if is_finished(start, config):
         print(f"{run}: this run is finished")
     else:
-        stage = make_stage(config, start.epoch_offset)
-        if start == Start():  # not repeated on a resume or in a later stage
+        stage = make_stage(config, start.epoch_offset, start.normalization)
+        if start.is_fresh:  # not repeated on a resume or in a later stage
             describe.warn(stage.data.labels, stage.train_rows, stage.valid_rows, config.data)
         loop.train(stage, run, start)
     print(_draw_history(run))
@@ -94,10 +94,16 @@ def _draw_history(run: Path) -> str:
 
 
 def summary(config: ConfigDict) -> None:
-    """Print fastai's layer table of the stage's classifier."""
+    """Print fastai's layer table of the stage's classifier, and how it normalizes chips."""
     classes, _ = count(config.data)
     layers = layer_table(classes, config.data.size, config.optim.freeze, config.model.name)
+    start = find_start(config, needs_weights=False)
+    mean, std = start.normalization
+    is_stated = not start.is_fresh or config.model.mean or config.model.weights == "random"
     print(tables.layer_lines(layers))
+    print(f"Normalization: mean {mean}, std {std}", end="\n" if is_stated else ", ")
+    if not is_stated:
+        print(f"unless {config.model.weights} states another")
 
 
 def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
@@ -141,7 +147,7 @@ def lr_range(config: ConfigDict) -> "Figure":
     run = Path(config.workdir)
     check_writable(run)
     start = find_start(config, resume=False)
-    stage = make_stage(config, start.epoch_offset)
+    stage = make_stage(config, start.epoch_offset, start.normalization)
     lrs, losses = range_test.run(stage, initial_state(stage, start))
     suggestions = range_test.suggest(lrs, losses) if len(lrs) >= range_test.MIN_POINTS else ()
     figure = pictures.lr_range_curve(lrs, losses, suggestions)

@@ -8,7 +8,7 @@ from planet_jax.train.checkpoint_writer import CheckpointWriter
 from planet_jax.train.log import TrainLog
 from planet_jax.train.metadata import Metadata, Provenance
 from planet_jax.train.stage import make_stage
-from planet_jax.train.start import Start, initial_state
+from planet_jax.train.start import find_start, initial_state
 from planet_jax.train.validate import compute_logits
 
 SKY = ["clear primary", "cloudy", "haze water", "partly_cloudy primary water", "clear water"] * 8
@@ -16,8 +16,9 @@ SKY = ["clear primary", "cloudy", "haze water", "partly_cloudy primary water", "
 
 def write_trained_run(config):
     """Save random weights as `latest` and `best`; scale the logits to standard deviation 1."""
-    stage, data = make_stage(config), config.data
-    variables = initial_state(stage, Start()).variables
+    start, data = find_start(config, resume=False), config.data
+    stage = make_stage(config, start.epoch_offset, start.normalization)
+    variables = initial_state(stage, start).variables
     chips = loader.score_batches(
         stage.data, stage.train_rows, size=data.size, batch_size=data.batch_size
     )
@@ -35,7 +36,7 @@ def write_trained_run(config):
         valid_chips=len(stage.valid_rows),
         train_fingerprint=labels.fingerprint(stage.train_rows),
         valid_fingerprint=labels.fingerprint(stage.valid_rows),
-        provenance=Provenance.current(config),
+        provenance=Provenance.current(config, stage.normalization),
         log=TrainLog(run, stage.schedule, data.batch_size, None).state(),
     )
     with CheckpointWriter(run, resumed_step=0) as writer:

@@ -1,8 +1,10 @@
 """The classifier: a ResNet with fastai's concat-pool head, and its three layer groups."""
 
 import functools
+import math
 import zlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,10 +20,32 @@ from planet_jax.model.resnet import NETWORKS
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 Path = tuple[str, ...]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DROPOUT = (0.25, 0.5)  # fastai's rates before the head's two linear layers
 GROUPS = ("group0", "group1", "group2")  # from the stem to the head
+
+
+class Normalization(NamedTuple):
+    """The mean and standard deviation of each color channel, of pixels from 0 to 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def checked(cls, mean: Sequence[float], std: Sequence[float]) -> "Normalization":
+        """Return a normalization of three channels.
+
+        Raises:
+          ValueError: there are not three finite numbers each, or a standard deviation is not
+            positive.
+        """
+        numbers = [tuple(float(value) for value in values) for values in (mean, std)]
+        finite = all(math.isfinite(value) for values in numbers for value in values)
+        if [*map(len, numbers)] != [3, 3] or not finite or min(numbers[1]) <= 0:
+            raise ValueError(f"mean {mean} and std {std} are not three numbers each")
+        return cls(*numbers)
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Head(nn.Module):
@@ -67,6 +91,7 @@ class Classifier(nn.Module):
     axis_name: str | None = None
     precision: Precision = FLOAT32
     dropout: tuple[float, float] = DROPOUT
+    normalization: Normalization = IMAGENET  # of the network's first weights
 
     @nn.compact
     def __call__(
@@ -76,7 +101,7 @@ class Classifier(nn.Module):
         batch_indices: Int[Array, " n"] | None = None,
     ) -> Float[Array, "n classes"]:
         shared: dict[str, Any] = {"axis_name": self.axis_name, "precision": self.precision}
-        mean, std = (np.array(v, self.precision.state) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (np.array(values, self.precision.state) for values in self.normalization)
         x = (chips.astype(self.precision.state) / 255 - mean) / std
         x = NETWORKS[self.network](**shared, name="backbone")(x, train)
         return Head(self.classes, **shared, dropout=self.dropout, name="head")(
@@ -89,10 +114,13 @@ def build(
     network: str = "resnet50",
     batch_norm: str = "global",
     precision: str = "float32",
+    normalization: Normalization = IMAGENET,
 ) -> Classifier:
     """Build the classifier for the options model.name, model.batch_norm and train.precision."""
     axis_name = BATCH_AXIS if batch_norm == "global" else None
-    return Classifier(classes, network, axis_name, PRECISIONS[precision])
+    return Classifier(
+        classes, network, axis_name, PRECISIONS[precision], normalization=normalization
+    )
 
 
 def init(classes: int, seed: int, network: str = "resnet50") -> Variables:

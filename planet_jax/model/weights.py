@@ -1,29 +1,28 @@
-"""Convert torchvision's weights to our variables and back; read them from the hub or a file.
+"""Convert weights with torchvision's names to our variables and back.
 
-`timm/resnet50.tv_in1k` on the Hugging Face hub is torchvision's own ResNet50 with torchvision's
-names. A file may also hold the head, named by position in fastai's head (`head.2.weight`, ...).
+A file may also hold the head, named by position in fastai's head (`head.2.weight`, ...).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from planet_jax.model.classifier import Variables
+from planet_jax.model.classifier import Variables, abstract_variables
 from planet_jax.model.resnet import NETWORKS
-from planet_jax.runtime.errors import BadInput
+from planet_jax.runtime.errors import BadInput, first_few
+from planet_jax.runtime.progress import notify
 
-HUB_REPO, HUB_FILE = "timm/resnet50.tv_in1k", "model.safetensors"
 HEAD = {"bn1": "head.2", "linear1": "head.4", "bn2": "head.6", "linear2": "head.8"}
 LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
         "var": "running_var"}  # fmt: skip
 Flat = dict[tuple[str, ...], Any]
+StateDict = dict[str, np.ndarray]
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -49,42 +48,95 @@ def _from_torch_axes(leaf: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
+def torch_shapes(template: Flat) -> dict[str, tuple[int, ...]]:
+    """Return torch's shape of each variable of `template`, by torchvision's name."""
+    return {
+        torch_name(path): to_torch_axes(path[-1], np.empty(leaf.shape, bool)).shape
+        for path, leaf in template.items()
+    }
+
+
 def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -> Flat:
     """Fill every leaf of `template` from `state_dict`; every tensor in `state_dict` must be used.
 
     Raises:
-      BadInput: tensors are missing, misshapen, not finite or unknown; the message names them.
+      BadInput: tensors are missing, misshapen, not finite or unknown; the message has their number
+        and the first names.
     """
-    wanted = {torch_name(path): path for path in template}
-    problems = [f"{name} is missing" for name in wanted if name not in state_dict]
-    problems += [f"{name} is not known" for name in state_dict if name not in wanted]
-    filled = {}
-    for name, path in wanted.items():
-        if name not in state_dict:
-            continue
-        array = np.asarray(state_dict[name], np.float32)
-        shape = to_torch_axes(path[-1], np.empty(template[path].shape, bool)).shape
-        if array.shape != shape:
-            problems.append(f"{name} is {array.shape}, not {shape}")
-        elif not np.isfinite(array).all():
-            problems.append(f"{name} is not finite")
-        else:
-            filled[path] = np.ascontiguousarray(_from_torch_axes(path[-1], array))
-    if problems:
-        in_head = any(problem.startswith("head.") for problem in problems)
-        advice = "; for other labels set model.head=fresh" if in_head else ""
-        raise BadInput(
-            f"{where}: these weights do not fit the network: {'; '.join(problems)}{advice}"
-        )
-    return filled
+    shapes = torch_shapes(template)
+    shared = shapes.keys() & state_dict.keys()
+    misshapen = [n for n in shapes if n in shared and state_dict[n].shape != shapes[n]]
+    arrays = {n: np.asarray(state_dict[n], np.float32) for n in shared - set(misshapen)}
+    problems = {
+        "missing": [name for name in shapes if name not in shared],
+        "unknown": [name for name in state_dict if name not in shared],
+        "misshapen": [f"{n} {list(state_dict[n].shape)}, not {list(shapes[n])}" for n in misshapen],
+        "not finite": [n for n in shapes if n in arrays and not np.isfinite(arrays[n]).all()],
+    }
+    if any(problems.values()):
+        raise BadInput(f"{where}: these weights do not fit: {_describe(problems, state_dict)}")
+    return {
+        path: np.ascontiguousarray(_from_torch_axes(path[-1], arrays[torch_name(path)]))
+        for path in template
+    }
 
 
-def _drop_unused(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _describe(problems: Mapping[str, Sequence[str]], state_dict: Mapping[str, np.ndarray]) -> str:
+    """Return the number of tensors with each problem, three of their names, and advice."""
+    counts = [
+        f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {problem} "
+        f"({first_few(names, 3)})"
+        for problem, names in problems.items()
+        if names
+    ]
+    stem = state_dict.get("conv1.weight")
+    if all(name.startswith("head.") for names in problems.values() for name in names):
+        counts.append("for other labels set model.head=fresh")
+    elif stem is not None and stem.ndim == 4 and stem.shape[1] != 3:
+        counts.append(f"their network takes images of {stem.shape[1]} channels, not 3")
+    elif network := _network_of(state_dict):
+        counts.append(f"their network is {network}; for other networks set model.name")
+    return "; ".join(counts)
+
+
+def _network_of(state_dict: Mapping[str, np.ndarray]) -> str:
+    """Return the network whose backbone has the names and shapes of `state_dict`, or ''."""
+    body = {n: array.shape for n, array in state_dict.items() if not n.startswith("head.")}
+    return next((name for name in NETWORKS if torch_shapes(_backbone(name)) == body), "")
+
+
+def _backbone(network: str) -> Flat:
+    flat = traverse_util.flatten_dict(abstract_variables(1, network))
+    return {path: leaf for path, leaf in flat.items() if path[1] == "backbone"}
+
+
+def _drop_unused(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     return {
         name: array
         for name, array in state_dict.items()
         if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }
+
+
+def _strip_prefix(state_dict: Mapping[str, np.ndarray], where: str) -> StateDict:
+    """Remove the prefix of all names, such as `module.` or `encoder_q.`; say what is left out.
+
+    A file of momentum contrast holds two networks; `encoder_q` is the trained one.
+    """
+    stem = "conv1.weight"
+    prefixes = [
+        name.removesuffix(stem)
+        for name in state_dict
+        if name.endswith(f".{stem}") and f"{name.removesuffix(stem)}bn1.weight" in state_dict
+    ]
+    prefixes = [prefix for prefix in prefixes if not re.search(r"layer\d\.\d+\.$", prefix)]
+    if stem in state_dict or not prefixes:
+        return dict(state_dict)
+    prefix = next((p for p in prefixes if "encoder_q." in p), prefixes[0])
+    kept = {n.removeprefix(prefix): a for n, a in state_dict.items() if n.startswith(prefix)}
+    others = len(state_dict) - len(kept)
+    notify(f"{where}: names without their prefix {prefix}; {others} tensors without it are ignored")
+    return kept
 
 
 def from_torchvision(
@@ -95,19 +147,14 @@ def from_torchvision(
     `fc.*`, `head.*` and `*.num_batches_tracked` are ignored.
 
     Raises:
-      BadInput: tensors are missing, misshapen, not finite or unknown; the message names them.
+      BadInput: tensors are missing, misshapen, not finite or unknown.
     """
-    chips = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    template = jax.eval_shape(
-        lambda key, x: NETWORKS[network]().init(key, x, train=False), jax.random.key(0), chips
-    )
-    flat = traverse_util.flatten_dict({kind: {"backbone": tree} for kind, tree in template.items()})
     body = {k: v for k, v in _drop_unused(state_dict).items() if not k.startswith("head.")}
-    tree = traverse_util.unflatten_dict(_convert(body, flat, "state_dict"))
+    tree = traverse_util.unflatten_dict(_convert(body, _backbone(network), "state_dict"))
     return tree["params"]["backbone"], tree["batch_stats"]["backbone"]
 
 
-def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
+def to_torchvision(variables: Variables) -> StateDict:
     """Return the weights under torchvision's names, and under `head.2.weight`, ... for the head."""
     flat = traverse_util.flatten_dict(variables)
     return {
@@ -116,51 +163,22 @@ def to_torchvision(variables: Variables) -> dict[str, np.ndarray]:
     }
 
 
-def fill(variables: Variables, weights: str, fresh_head: bool = False) -> Variables:
-    """Load `weights` into the backbone of `variables`, and into the head if the file has one.
+def fill(variables: Variables, path: Path, fresh_head: bool = False) -> Variables:
+    """Load a safetensors file into the backbone of `variables`, and the head if the file has one.
 
-    `weights` is "random" (nothing changes), "imagenet" (from the hub) or a `.safetensors` file.
     With `fresh_head` the file's head is ignored.
 
     Raises:
-      BadInput: the hub or the file cannot be read, or the weights belong to another network.
+      BadInput: the file cannot be read, or the weights belong to another network.
     """
-    if weights == "random":
-        return variables
-    path = _download() if weights == "imagenet" else Path(weights)
+    where = f"model.weights={path}"
     try:
-        state_dict = _drop_unused(load_file(path))
+        state_dict = _drop_unused(_strip_prefix(load_file(path), where))
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise BadInput(f"model.weights={path}: cannot be read as safetensors ({error})") from None
+        raise BadInput(f"{where}: cannot be read as safetensors ({error})") from None
     flat = traverse_util.flatten_dict(variables)
     if fresh_head:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith("head.")}
     has_head = any(name.startswith("head.") for name in state_dict)
     wanted = {k: v for k, v in flat.items() if has_head or k[1] != "head"}
-    converted = _convert(state_dict, wanted, f"model.weights={path}")
-    return traverse_util.unflatten_dict(flat | converted)
-
-
-def require(weights: str) -> None:
-    """Check that the weights exist, before any other work; download weights from the hub.
-
-    Raises:
-      BadInput: `weights` is neither "random" nor a file, or the hub cannot be reached.
-    """
-    if weights == "imagenet":
-        _download()
-    elif weights != "random" and not Path(weights).is_file():
-        raise BadInput(f"model.weights={weights}: no such file; give random, imagenet or a file")
-
-
-def _download() -> Path:
-    import huggingface_hub  # heavy, and needed only here
-
-    huggingface_hub.logging.set_verbosity_error()  # it logs every retry; our message is enough
-    try:
-        return Path(huggingface_hub.hf_hub_download(HUB_REPO, HUB_FILE))
-    except Exception as error:  # each kind of proxy raises its own types
-        raise BadInput(
-            f"model.weights=imagenet: {HUB_FILE} of {HUB_REPO} cannot be fetched from its hub "
-            f"({type(error).__name__}); copy it to this machine and set model.weights to its path"
-        ) from None
+    return traverse_util.unflatten_dict(flat | _convert(state_dict, wanted, where))

@@ -83,7 +83,10 @@ def _load_model(config: ConfigDict, checkpoint: Checkpoint) -> TrainedModel:
         member = {name: saved[name] for name in MEMBER_OPTIONS}
         config.update_from_flattened_dict({**member, "workdir": str(run), "score.ensemble": ()})
     classes, name = len(metadata.classes), config.model.name
-    network = classifier.build(classes, name, config.model.batch_norm, config.train.precision)
+    network = classifier.build(
+        classes, name, config.model.batch_norm, config.train.precision,
+        metadata.provenance.normalization,
+    )  # fmt: skip
     template = classifier.abstract_variables(classes, name)
     variables = from_host(checkpoint.arrays("weights"), template, str(run))
     return TrainedModel(config, network, variables, metadata)

@@ -73,7 +73,7 @@ def _begin(stage: Stage, run: Path, start: Start) -> tuple[int, TrainState, Trai
         state = restored_state(stage, start.own)
         notify(f"{run}: resuming after step {step} of {stage.steps}")
     else:
-        provenance = Provenance.current(stage.config)
+        provenance = Provenance.current(stage.config, stage.normalization)
         step, log_state = 0, None
         state = initial_state(stage, start)
     if is_main_process():

@@ -11,10 +11,11 @@ import jax
 from ml_collections import ConfigDict
 
 from planet_jax.config import as_json, flatten
+from planet_jax.model.classifier import IMAGENET, Normalization
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.log import LogState, Mark, Smooth
 
-FORMAT = 2  # raise it when older versions of planet_jax cannot read a new checkpoint
+FORMAT = 3  # raise it when older versions of planet_jax cannot read a new checkpoint
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -28,10 +29,13 @@ class Provenance:
     devices: list[str]  # kinds
     hosts: int
     xla_flags: str = ""  # the environment variable
+    # the normalization of the network's input; that of older runs is ImageNet's
+    mean: list[float] = dataclasses.field(default_factory=lambda: [*IMAGENET.mean])
+    std: list[float] = dataclasses.field(default_factory=lambda: [*IMAGENET.std])
     allowed_changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def current(cls, config: ConfigDict) -> "Provenance":
+    def current(cls, config: ConfigDict, normalization: Normalization) -> "Provenance":
         """Collect options, package versions, the git commit and the devices."""
         git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
@@ -42,7 +46,14 @@ class Provenance:
             devices=[device.device_kind for device in jax.devices()],
             hosts=jax.process_count(),
             xla_flags=os.environ.get("XLA_FLAGS", ""),
+            mean=[*normalization.mean],
+            std=[*normalization.std],
         )
+
+    @property
+    def normalization(self) -> Normalization:
+        """How the network's input is normalized."""
+        return Normalization.checked(self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +103,7 @@ class Metadata:
         match content.pop("format", None):
             case 1:
                 return cls._from_format_1(content)
-            case 2:
+            case 2 | 3:
                 pass
             case other:
                 raise BadInput(

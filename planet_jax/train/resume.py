@@ -69,7 +69,7 @@ def check_resume(stage: Stage, metadata: Metadata, run: Path) -> Provenance:
         )
     if changes:
         notify(f"{run}: train.allow_changes: {', '.join(changes)} changed")
-    before, now = metadata.provenance, Provenance.current(stage.config)
+    before, now = metadata.provenance, Provenance.current(stage.config, stage.normalization)
     for name in ("versions", "devices", "xla_flags"):
         if getattr(before, name) != getattr(now, name):
             notify(f"{run}: started with other {name}: the result may differ in the last bits")

@@ -29,6 +29,7 @@ class Stage:
       train_rows, valid_rows: rows of the training and validation chips.
       epoch_offset: epochs of the stages before this one. A chain of stages numbers its epochs
         continuously, and an epoch's number selects its order, augmentation and dropout.
+      normalization: of the network's input.
     """
 
     config: ConfigDict
@@ -36,6 +37,7 @@ class Stage:
     train_rows: Int[np.ndarray, " train"]
     valid_rows: Int[np.ndarray, " valid"]
     epoch_offset: int
+    normalization: classifier.Normalization
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -56,7 +58,9 @@ class Stage:
     def model(self) -> classifier.Classifier:
         """The network that the config names."""
         model, precision = self.config.model, self.config.train.precision
-        return classifier.build(len(self.classes), model.name, model.batch_norm, precision)
+        return classifier.build(
+            len(self.classes), model.name, model.batch_norm, precision, self.normalization
+        )
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -123,7 +127,11 @@ class Stage:
         )
 
 
-def make_stage(config: ConfigDict, epoch_offset: int = 0) -> Stage:
+def make_stage(
+    config: ConfigDict,
+    epoch_offset: int = 0,
+    normalization: classifier.Normalization = classifier.IMAGENET,
+) -> Stage:
     """Prepare the chips and split them into training and validation chips.
 
     Raises:
@@ -141,7 +149,7 @@ def make_stage(config: ConfigDict, epoch_offset: int = 0) -> Stage:
             "validation; raise it or give more chips"
         )
     check_batch(options.batch_size)
-    return Stage(config, data, train_rows, valid_rows, epoch_offset)
+    return Stage(config, data, train_rows, valid_rows, epoch_offset, normalization)
 
 
 def all_devices() -> tuple[jax.Device, ...]:

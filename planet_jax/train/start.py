@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from planet_jax.model import classifier, weights
+from planet_jax.model import classifier, source, weights
+from planet_jax.model.classifier import IMAGENET, Normalization, Variables
 from planet_jax.runtime.distributed import arrays_on_main, on_main
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify
@@ -24,15 +24,22 @@ from planet_jax.train.steps import TrainState, create_state, replicate
 
 @dataclass(frozen=True)
 class Start:
-    """Where a stage starts: at a checkpoint, or at `model.weights` if both fields are None.
+    """Where a stage starts: at a checkpoint, or at `model.weights` if there is none.
 
     Attributes:
       own: the latest checkpoint of this run, to resume from.
       previous: the latest checkpoint of `init_from`, whose weights start a new run.
+      normalization: how the network of these weights normalizes its input.
     """
 
     own: Checkpoint | None = None
     previous: Checkpoint | None = None
+    normalization: Normalization = IMAGENET
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the stage starts at `model.weights`."""
+        return self.own is None and self.previous is None
 
     @property
     def epoch_offset(self) -> int:
@@ -48,13 +55,17 @@ class Start:
 def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = True) -> Start:
     """Open the checkpoint that the stage starts from, or check that `model.weights` exist.
 
+    Without `needs_weights` the weights are not read, so their normalization is unknown: the
+    options' or ImageNet's is returned.
+
     Raises:
       BadInput: every checkpoint is damaged. With `needs_weights`, also: the newest checkpoint
-        of `init_from` is damaged, or the weights are missing.
+        of `init_from` is damaged, or was trained with another normalization than the options give;
+        or the weights are missing.
     """
     own = open_checkpoint(Path(config.workdir), "latest") if resume else None
     if own is not None:
-        return Start(own=own)
+        return Start(own, normalization=own.metadata.provenance.normalization)
     if config.init_from:
         run = Path(config.init_from)
         if not needs_weights:
@@ -63,10 +74,31 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
         if not checkpoint.metadata.is_complete:
             step, steps = checkpoint.metadata.step, checkpoint.metadata.steps
             notify(f"{run}: init_from starts from an unfinished run, step {step} of {steps}")
-        return Start(previous=checkpoint)
+        normalization = checkpoint.metadata.provenance.normalization
+        if _given(config.model) not in (None, normalization):
+            raise BadInput(
+                f"{run} was trained with mean {normalization.mean} and std {normalization.std}, "
+                "not with config.model.mean and config.model.std; leave both empty"
+            )
+        return Start(previous=checkpoint, normalization=normalization)
     if needs_weights:
-        on_main(weights.require)(config.model.weights)
-    return Start()
+        mean, std = on_main(normalization_of)(config.model)
+        return Start(normalization=Normalization.checked(mean, std))
+    return Start(normalization=_given(config.model) or IMAGENET)
+
+
+def normalization_of(model: ConfigDict) -> Normalization:
+    """Return the normalization that the options give, or the weights, or else ImageNet's.
+
+    Raises:
+      BadInput: the weights are missing.
+    """
+    path = source.locate(model.weights, model.name)
+    return _given(model) or (source.normalization(path) if path else None) or IMAGENET
+
+
+def _given(model: ConfigDict) -> Normalization | None:
+    return Normalization.checked(model.mean, model.std) if model.mean else None
 
 
 def initial_state(stage: Stage, start: Start) -> TrainState:
@@ -79,10 +111,10 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     variables = classifier.init(len(stage.classes), config.seed, config.model.name)
     fresh_head = config.model.head == "fresh"
     if fresh_head:
-        source = start.previous.run if start.previous else config.model.weights
-        notify(f"model.head=fresh: the backbone is from {source}, the head from seed {config.seed}")
+        origin = start.previous.run if start.previous else config.model.weights
+        notify(f"model.head=fresh: the backbone is from {origin}, the head from seed {config.seed}")
     if start.previous is None:
-        flat = _filled(variables, config.model.weights, fresh_head)
+        flat = _filled(variables, config.model, fresh_head)
         loaded = from_host(flat, variables, config.model.weights)
         return replicate(create_state(loaded, config.optim.freeze))
     metadata, run = start.previous.metadata, start.previous.run
@@ -99,8 +131,9 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
 
 
 @arrays_on_main
-def _filled(variables: Any, source: str, fresh_head: bool) -> Flat:
-    return to_host(weights.fill(variables, source, fresh_head))
+def _filled(variables: Variables, model: ConfigDict, fresh_head: bool) -> Flat:
+    path = source.locate(model.weights, model.name)
+    return to_host(weights.fill(variables, path, fresh_head) if path else variables)
 
 
 def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:

@@ -138,7 +138,7 @@ def weights(rng: Rng, folder: Path) -> None:
     content = struct.pack("<Q", len(text)) + text + bytes(8)
     path = folder / "weights.safetensors"
     path.write_bytes(mutate(content, rng))
-    torchvision_weights.fill({"params": {"backbone": {}, "head": {}}, "batch_stats": {}}, str(path))
+    torchvision_weights.fill({"params": {"backbone": {}, "head": {}}, "batch_stats": {}}, path)
 
 
 def damaged_checkpoint(rng: Rng, folder: Path) -> None:

@@ -11,19 +11,21 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 from jax import export
 from PIL import Image
 from safetensors.numpy import load_file
 
 from planet_jax import commands
 from planet_jax.data.augment import render
-from planet_jax.model.classifier import IMAGENET_MEAN, IMAGENET_STD
+from planet_jax.model.classifier import IMAGENET
 from planet_jax.results import inference
 from planet_jax.results.export.function import resize
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import find_damage
 from planet_jax.train.stage import make_stage
-from planet_jax.train.start import Start, initial_state
+from planet_jax.train.start import Start, find_start, initial_state
+from tests.hub_server import Hub, use_hub
 from tests.support import ROOT, small_config, write_chips
 from tests.trained_run import SKY, write_trained_run
 
@@ -43,7 +45,7 @@ def export_run(folder, **options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return export_run(tmp_path_factory.mktemp("export"))
+    return export_run(tmp_path_factory.mktemp("export"), **{"export.license": "mit"})
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_torch_computes_the_same_from_the_weights(request):
     own = {name.removeprefix("head."): state[name] for name in left_over}
     assert not any(head.load_state_dict(own, strict=False))
     pixels = torch.tensor(render(chips_of(run, table), None, 32)).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in IMAGENET)
     with torch.no_grad():
         body = nn.Sequential(*list(resnet.eval().children())[:-2])
         features = body((pixels - mean) / std)
@@ -195,6 +197,28 @@ def test_weights_are_those_of_the_run(run):
     variables = initial_state(stage, Start()).variables
     jax.tree.map(np.testing.assert_array_equal, variables, model.variables)
     assert load_file(file)["layer1.0.conv1.weight"].shape == (64, 64, 1, 1)
+
+
+def test_the_hub_gives_back_what_was_exported(run, monkeypatch, tmp_path):
+    """Serve the folder as a repository; `hub:` loads backbone, head and normalization."""
+    folder = run / "run" / "export"
+    card = ModelCard((folder / "README.md").read_text())
+    assert card.data.license == "mit"
+    assert card.data.library_name == "planet_jax"
+    hub = Hub()
+    hub.repos["me/run"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = small_config(run, workdir=str(tmp_path / "run"), **{"model.weights": "hub:me/run"})
+    with hub.serve() as address:
+        use_hub(monkeypatch, address, tmp_path / "hub")
+        start = find_start(config)
+        variables = initial_state(make_stage(config), start).variables
+    assert start.normalization == IMAGENET
+    about = json.loads((folder / "config.json").read_text())
+    assert about["pretrained_cfg"]["mean"] == list(IMAGENET.mean)
+    assert about["label_names"] == json.loads((folder / "model.json").read_text())["classes"]
+    trained = small_config(run)
+    (model,) = inference.load_models(trained, inference.open_runs(trained))
+    jax.tree.map(np.testing.assert_array_equal, variables, model.variables)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def start(formula_weights, tmp_path_factory):
         state[f"{name}.bias"] = np.zeros(shape[0], np.float32)
     path = tmp_path_factory.mktemp("step64") / "start.safetensors"
     save_file(state, path)
-    return weights.fill(abstract_variables(CLASSES), str(path))
+    return weights.fill(abstract_variables(CLASSES), path)
 
 
 @needs_shared

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from planet_jax.config import get_config
+from planet_jax.model.classifier import IMAGENET
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.log import LogState, Mark, Smooth
 from planet_jax.train.metadata import Metadata, Provenance
@@ -23,7 +24,7 @@ def metadata():
     return Metadata(
         step=7, steps=10, steps_per_epoch=5, epoch_offset=3, classes=("a", "b"),
         train_chips=20, valid_chips=4, train_fingerprint="1" * 64, valid_fingerprint="2" * 64,
-        provenance=Provenance.current(get_config()), log=log,
+        provenance=Provenance.current(get_config(), IMAGENET), log=log,
     )  # fmt: skip
 
 
@@ -47,10 +48,18 @@ def test_metadata_of_format_1_is_read():
     assert old.log is None
 
 
-@pytest.mark.parametrize("number", [3, None])
+@pytest.mark.parametrize("number", [4, None])
 def test_unknown_format_is_refused(metadata, number):
-    with pytest.raises(BadInput, match=f"has format {number}; this planet_jax reads up to 2"):
+    with pytest.raises(BadInput, match=f"has format {number}; this planet_jax reads up to 3"):
         Metadata.from_json(metadata.to_json() | {"format": number})
+
+
+def test_a_run_before_normalizations_were_kept_had_imagenets(metadata):
+    content = metadata.to_json() | {"format": 2}
+    content["provenance"] = {
+        k: v for k, v in content["provenance"].items() if k not in ("mean", "std")
+    }
+    assert Metadata.from_json(content).provenance.normalization == IMAGENET
 
 
 def with_options(metadata, renamed, **options):

@@ -14,6 +14,7 @@ from planet_jax import commands
 from planet_jax.data import loader
 from planet_jax.data.labels import read_labels, split
 from planet_jax.model import classifier, weights
+from planet_jax.model.classifier import Normalization
 from planet_jax.results import inference, predict
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.checkpoint import require_checkpoint, to_host
@@ -297,6 +298,30 @@ def test_a_fresh_head_keeps_the_backbone_of_other_labels(run, tmp_path, capfd):
     ours = to_host(initial_state(make_stage(config), find_start(config)).variables)
     for name, array in to_host(variables).items():
         np.testing.assert_array_equal(ours[name], fresh[name] if "/head/" in name else array)
+
+
+def test_normalization_travels_from_the_weights_to_the_scores(tmp_path, capsys):
+    """It is the weights' own, in a later stage too; an option that differs is refused."""
+    own = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    write_chips(tmp_path / "root", SKY)
+    file = tmp_path / "weights.safetensors"
+    about = {name: json.dumps(values) for name, values in own._asdict().items()}
+    save_file(weights.to_torchvision(classifier.init(6, 1, "tiny")), file, about)
+    first = small_config(tmp_path, **{"model.weights": str(file)})
+    write_trained_run(first)
+    second = small_config(tmp_path, init_from=first.workdir, workdir=str(tmp_path / "second"))
+    write_trained_run(second)
+    for config in (first, second):
+        (model,) = inference.load_models(config, inference.open_runs(config))
+        assert model.network.normalization == own
+        commands.summary(config)
+        assert "mean (0.5, 0.4, 0.3), std (0.2, 0.3, 0.4)\n" in capsys.readouterr().out
+    given = Normalization((0.1, 0.1, 0.1), (1.0, 1.0, 1.0))
+    options = {"model.mean": given.mean, "model.std": given.std}
+    assert find_start(small_config(tmp_path / "x", **options)).normalization == given
+    third = small_config(tmp_path / "x", init_from=first.workdir, **options)
+    with pytest.raises(BadInput, match=r"was trained with mean \(0\.5, .* leave both empty"):
+        find_start(third)
 
 
 def test_write_csv_writes_what_pandas_writes(tmp_path):

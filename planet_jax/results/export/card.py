@@ -3,12 +3,11 @@
 from typing import Any
 
 IN_TORCH = """## In torch
-`torchvision.models.resnet50().load_state_dict(safetensors.torch.load_file("model.safetensors"),
+`torchvision.models.{network}().load_state_dict(safetensors.torch.load_file("model.safetensors"),
 strict=False)` reports `fc.*` as missing and `head.*` as unexpected, and nothing else. The head is
 `head.2` (BatchNorm1d), `head.4` (Linear), `head.6` (BatchNorm1d) and `head.8` (Linear), numbered as
 in fastai's `nn.Sequential`: concat-pool (maximum first), flatten, BatchNorm, dropout, linear, ReLU,
-BatchNorm, dropout, linear. First divide pixels by 255, and normalize them with ImageNet's mean and
-standard deviation.
+BatchNorm, dropout, linear. First divide pixels by 255, subtract {mean} and divide by {std}.
 
 """
 
@@ -39,6 +38,7 @@ A `{run["network"]}` with fastai's concat-pool head. It predicts a {probability}
 | --- | --- |
 | `serving.bin` | the function with its weights, serialized by `jax.export` |
 | `model.safetensors` | the same weights, float32, with torchvision's names and torch's layout |
+| `config.json` | architecture, labels and normalization, as timm writes them |
 | `model.json` | the labels in the order of the columns, their thresholds, and the facts above |
 | `example.py` | loads `serving.bin` and predicts a `.npy` file |
 | `digests.json` | the SHA-256 of every other file; compare with `sha256sum *` |
@@ -62,11 +62,19 @@ precision, unless `jax_default_matmul_precision` is `highest`.
     pip install jax=={serving["jax"]} numpy flatbuffers
     python example.py chips.npy
 
-{IN_TORCH if run["network"] == "resnet50" else ""}## Limits
+{_in_torch(model)}## Limits
 The model is only suitable for chips and labels like those it was trained on. The scores
 above are for chips of the same data. Score it again before using it for another sensor, resolution,
 season or region.
 """
+
+
+def _in_torch(model: dict[str, Any]) -> str:
+    """Return how torchvision loads the weights, or "" for a network that it does not have."""
+    network, chips = model["run"]["network"], model["input"]
+    if network == "tiny":
+        return ""
+    return IN_TORCH.format(network=network, mean=chips["mean"], std=chips["std"])
 
 
 def _chips(count: int | None) -> str:

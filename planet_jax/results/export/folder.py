@@ -1,7 +1,8 @@
 """Write the export folder: a trained run that works without this package.
 
 Files: model.safetensors (torchvision's names), serving.bin (`jax.export`), model.json (labels,
-thresholds, how to run it), README.md (the model card), example.py, digests.json.
+thresholds, how to run it), config.json and README.md (as the Hugging Face hub expects a model and
+its card), example.py, digests.json.
 """
 
 import importlib.metadata
@@ -18,6 +19,7 @@ from planet_jax.model import weights
 from planet_jax.results import fitted_decisions
 from planet_jax.results.export.card import model_card
 from planet_jax.results.export.function import MAX_SIDE, PLATFORMS, exported, serving_function
+from planet_jax.results.export.hub import front_matter, hub_config
 from planet_jax.results.inference import TrainedModel
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import atomic_path, seal, write_json
@@ -78,10 +80,16 @@ def write(
     content = _model_json(model, decision, function.calling_convention_version, scores)
     with atomic_path(path) as folder:
         folder.mkdir()
-        (folder / "model.safetensors").write_bytes(save(weights.to_torchvision(model.variables)))
+        normalization = model.metadata.provenance.normalization
+        about = {name: json.dumps(values) for name, values in normalization._asdict().items()}
+        tensors = weights.to_torchvision(model.variables)
+        (folder / "model.safetensors").write_bytes(save(tensors, about))
         (folder / "serving.bin").write_bytes(function.serialize())
         write_json(folder / "model.json", content)
-        (folder / "README.md").write_text(model_card(content))
+        write_json(folder / "config.json", hub_config(content, config.export.license))
+        (folder / "README.md").write_text(
+            front_matter(content, config.export.license) + model_card(content)
+        )
         shutil.copyfile(EXAMPLE, folder / "example.py")
         seal(folder)
     return path
@@ -106,6 +114,8 @@ def _model_json(
             "chips": "uint8 [b, h, w, 3], RGB",
             "size": config.data.size,
             "most_pixels": MAX_SIDE,
+            "mean": list(metadata.provenance.mean),
+            "std": list(metadata.provenance.std),
         },
         "serving": {
             "jax": jax.__version__,

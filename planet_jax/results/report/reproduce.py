@@ -8,17 +8,19 @@ from planet_jax.results.report.run_folder import MissingPart, RunFolder, command
 
 
 def hardware(run: RunFolder) -> str:
-    """Show devices, processes, package versions and XLA's flags."""
+    """Show devices, processes, package versions, XLA's flags and the normalization."""
     devices: list[str] = run.about["devices"]
     kinds = {kind: devices.count(kind) for kind in dict.fromkeys(devices)}
-    return html.facts(
-        {
-            "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
-            "processes": run.about.get("hosts", 1),
-            **run.about["versions"],
-            "XLA_FLAGS": run.about.get("xla_flags", ""),
-        }
-    )
+    facts = {
+        "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
+        "processes": run.about.get("hosts", 1),
+        **run.about["versions"],
+        "XLA_FLAGS": run.about.get("xla_flags", ""),
+    }
+    if "mean" in run.about:  # older runs did not record it
+        mean, std = (", ".join(map(str, run.about[name])) for name in ("mean", "std"))
+        facts["normalization"] = f"mean {mean}; std {std}"
+    return html.facts(facts)
 
 
 def commands(run: RunFolder) -> str:
