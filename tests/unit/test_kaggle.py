@@ -2,6 +2,7 @@
 
 import errno
 import random
+import re
 import shutil
 import tarfile
 import types
@@ -285,7 +286,8 @@ def test_part_of_another_version_is_not_resumed(kaggle, big):
     kaggle.breaks = 6
     refused(root)
     kaggle.sources[SLUG] = dict(FILES_OF_2017)
-    assert "4194304 of 2741 bytes" in refused(root)  # the package keeps the larger partial file
+    # The package keeps the partial file, which is larger. Its size in MB depends on the timing.
+    assert re.search(r"\d{7} of 2741 bytes", refused(root))
     downloads.fetch(root)
     assert tree(root) == WHOLE
 
