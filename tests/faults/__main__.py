@@ -92,7 +92,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     for fault in FAULTS:
         parser.add_argument(f"--{fault.name}", type=int, default=fault.count, dest=fault.name)
-    for name, default in (("inputs", 100_000), ("steps", 2000), ("seed", 0)):
+    for name, default in (("inputs", 100_000), ("steps", 4000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--home", type=Path, help="an empty folder to work in; it is kept")
     return parser.parse_args()
