@@ -5,6 +5,7 @@ Face hub. "imagenet" is torchvision's first ImageNet weights, which timm keeps i
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ def locate(weights: str, network: str) -> Path | None:
 def conversion(path: Path) -> str:
     """Return the command that makes a safetensors file of a pickle of torch's."""
     script = (
-        f"import torch, safetensors.torch as s; d = torch.load('{path}', map_location='cpu', "
-        "weights_only=True); d = d.get('state_dict', d.get('model', d)); s.save_file({k: "
-        f"v.contiguous() for k, v in d.items()}}, '{path.with_suffix('.safetensors')}')"
+        "import sys, torch, safetensors.torch as s; _, old, new = sys.argv; "
+        "d = torch.load(old, map_location='cpu', weights_only=True); "
+        "d = d.get('state_dict', d.get('model', d)); "
+        "s.save_file({k: v.contiguous() for k, v in d.items()}, new)"
     )
-    return f'convert it where torch is installed: python -c "{script}"'
+    files = shlex.join([str(path), str(path.with_suffix(".safetensors"))])
+    return f'convert it where torch is installed: python -c "{script}" {files}'
 
 
 def normalization(path: Path) -> Normalization | None:

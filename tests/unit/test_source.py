@@ -164,15 +164,15 @@ def test_timms_repositories_are_understood(hub, repo):
 
 def test_a_pickle_is_refused_with_a_command_that_converts_it(tmp_path):
     """Run the command with a fake torch, which the tests do not have."""
-    pickle = tmp_path / "checkpoint.pth"
+    pickle = tmp_path / "$a 'checkpoint.pth"
     pickle.write_bytes(b"\x80\x02")
     with pytest.raises(BadInput, match=r"is a pickle, .* python -c ") as caught:
         source.locate(str(pickle), "resnet50")
-    script = str(caught.value).split('python -c "')[1].removesuffix('"')
+    command = str(caught.value).partition("is installed: python")[2]
     (tmp_path / "torch.py").write_text(
         "class T(str):\n  def contiguous(self): return self\n"
         "def load(path, map_location, weights_only):\n  assert weights_only\n"
-        "  return {'state_dict': {'a': T('tensor')}}\n"
+        "  return {'state_dict': {path: T('tensor')}}\n"
     )
     (tmp_path / "safetensors").mkdir()
     (tmp_path / "safetensors" / "__init__.py").touch()
@@ -180,8 +180,9 @@ def test_a_pickle_is_refused_with_a_command_that_converts_it(tmp_path):
         "def save_file(tensors, path):\n  print(tensors, path)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+        sys.executable + command, shell=True, cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout == f"{{'a': 'tensor'}} {pickle.with_suffix('.safetensors')}\n", done.stderr
+    expected = f"{ {str(pickle): 'tensor'} } {pickle.with_suffix('.safetensors')}\n"
+    assert done.stdout == expected, done.stderr
     with pytest.raises(BadInput, match="no such file; give random, imagenet, hub:OWNER/NAME"):
         source.locate(str(tmp_path / "absent.safetensors"), "resnet50")
