@@ -2,8 +2,8 @@
 
     python -m planet_jax.main --config configs/resnet101.py
 
-Expected: docs/benchmarks.md has the steps on a v5e and an H100, by the compilers' programs. Its F2
-on the competition's chips has not been measured, and no accelerator was available.
+Expected: the command preflight computes what a step costs on an accelerator. None was available
+here, and the F2 on the competition's chips has not been measured.
 """
 
 from ml_collections import ConfigDict

@@ -143,7 +143,7 @@ OPTIONS: dict[str, Option] = {
         low=0, high=1, lengths=(0, 3)),
     "model.std": Option(
         (), "standard deviation of red, green and blue; set both or neither",
-        above=0, lengths=(0, 3)),
+        low=1e-3, high=10, lengths=(0, 3)),
     "model.head": Option(
         "keep", "fresh: take only the backbone of init_from or model.weights, for other labels",
         choices=("keep", "fresh")),

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.runtime.errors import BadInput
 
-HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB = re.compile(r"hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
 def expanded_path(name: str, path: str) -> str:

@@ -1,7 +1,6 @@
 """The classifier: a ResNet with fastai's concat-pool head, and its three layer groups."""
 
 import functools
-import math
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,14 +34,17 @@ class Normalization(NamedTuple):
         """Return a normalization of three channels.
 
         Raises:
-          ValueError: there are not three finite numbers each, or a standard deviation is not
-            positive.
+          ValueError: there are not three numbers each, a mean is not from 0 to 1, or a standard
+            deviation is not from 0.001 to 10.
         """
-        numbers = [tuple(float(value) for value in values) for values in (mean, std)]
-        finite = all(math.isfinite(value) for values in numbers for value in values)
-        if [*map(len, numbers)] != [3, 3] or not finite or min(numbers[1]) <= 0:
-            raise ValueError(f"mean {mean} and std {std} are not three numbers each")
-        return cls(*numbers)
+        numbers = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+        if (
+            [*map(len, numbers)] != [3, 3]
+            or not all(0 <= value <= 1 for value in numbers.mean)
+            or not all(1e-3 <= value <= 10 for value in numbers.std)
+        ):
+            raise ValueError(f"mean {mean}, std {std}")
+        return numbers
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

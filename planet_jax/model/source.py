@@ -39,7 +39,7 @@ def locate(weights: str, network: str) -> Path | None:
             f"model.weights={weights}: no such file; give random, imagenet, hub:OWNER/NAME or a "
             "safetensors file"
         )
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise BadInput(f"model.weights={path} is a pickle, which can run code; {conversion(path)}")
     return path
 
@@ -59,39 +59,47 @@ def conversion(path: Path) -> str:
 def normalization(path: Path) -> Normalization | None:
     """Return the mean and std by which a file's network normalizes, or None if nothing says so.
 
-    They are in timm's config.json beside the file, or in the metadata of the file.
+    They are in the metadata of the file, or in timm's config.json beside it.
 
     Raises:
-      BadInput: the file cannot be read, or they are not three numbers each.
+      BadInput: the file or config.json cannot be read, or they are not three numbers each.
     """
-    content = _timm_config(path.with_name(CONFIG))
-    if not {"mean", "std"} <= content.keys():
-        try:
-            with safe_open(path, "numpy") as file:
-                content = file.metadata() or {}
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"{path}: cannot be read as safetensors ({error})") from None
-    if not {"mean", "std"} <= content.keys():
-        return None
-    mean, std = content["mean"], content["std"]
+    where: Path = path
     try:
-        if isinstance(mean, str):  # a file's metadata are strings
-            mean, std = json.loads(mean), json.loads(std)
-        return Normalization.checked(mean, std)
-    except (TypeError, ValueError):
+        with safe_open(path, "numpy") as file:
+            found = {k: v for k, v in (file.metadata() or {}).items() if k in ("mean", "std")}
+        found = {name: json.loads(text) for name, text in found.items()}
+        if not found:
+            where = path.with_name(CONFIG)
+            config = _timm_config(where)
+            pretrained = config.get("pretrained_cfg")
+            stated = pretrained if isinstance(pretrained, dict) else config
+            found = {k: stated[k] for k in ("mean", "std") if k in stated}
+        return Normalization.checked(found["mean"], found["std"]) if found else None
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{where}: cannot be read ({error})") from None
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
         raise BadInput(
-            f"{path}: its network normalizes with mean {mean} and std {std}, which are not three "
-            "numbers each; set model.mean and model.std"
+            f"{where}: no mean and std of three colors, for pixels from 0 to 1 "
+            f"({str(error)[:120]}); set model.mean and model.std"
         ) from None
 
 
 def _timm_config(path: Path) -> dict[str, Any]:
-    """Return a repository's config.json, its `pretrained_cfg` included; {} if there is none."""
+    """Return a repository's config.json, or {} if there is none.
+
+    Raises:
+      BadInput: it is not a JSON object.
+    """
+    if not path.exists():
+        return {}
     try:
         content = json.loads(path.read_text())
-        return content | content.get("pretrained_cfg", {})
-    except (OSError, ValueError, TypeError, AttributeError):  # absent, or another program's
-        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: cannot be read as JSON ({str(error)[:120]})") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: is not a JSON object")
+    return content
 
 
 def _from_hub(repo: str, revision: str | None, network: str) -> Path:
@@ -113,9 +121,10 @@ def _from_hub(repo: str, revision: str | None, network: str) -> Path:
             unreachable = error
         except errors.EntryNotFoundError:  # not every repository has one
             pass
-        named = config.get("architecture") or (*config.get("architectures", ()), network)[0]
+        named = config.get("architecture") or config.get("architectures") or network
+        named = named[0] if isinstance(named, list) else named
         if named != network:
-            raise BadInput(f"hub:{name} is a {named}, but model.name is {network}")
+            raise BadInput(f"hub:{name} is a {str(named)[:60]}, but model.name is {network}")
         offline = unreachable is not None
         return Path(hf_hub_download(repo, FILE, revision=revision, local_files_only=offline))
     except BadInput:

@@ -72,6 +72,9 @@ def _convert(state_dict: Mapping[str, np.ndarray], template: Flat, where: str) -
         "unknown": [name for name in state_dict if name not in shared],
         "misshapen": [f"{n} {list(state_dict[n].shape)}, not {list(shapes[n])}" for n in misshapen],
         "not finite": [n for n in shapes if n in arrays and not np.isfinite(arrays[n]).all()],
+        "below 0": [
+            n for n in shapes if n in arrays and n.endswith("running_var") and arrays[n].min() < 0
+        ],
     }
     if any(problems.values()):
         raise BadInput(f"{where}: these weights do not fit: {_describe(problems, state_dict)}")
@@ -94,7 +97,7 @@ def _describe(problems: Mapping[str, Sequence[str]], state_dict: Mapping[str, np
         counts.append("for other labels set model.head=fresh")
     elif stem is not None and stem.ndim == 4 and stem.shape[1] != 3:
         counts.append(f"their network takes images of {stem.shape[1]} channels, not 3")
-    elif network := _network_of(state_dict):
+    elif problems["missing"] and (network := _network_of(state_dict)):
         counts.append(f"their network is {network}; for other networks set model.name")
     return "; ".join(counts)
 
@@ -134,6 +137,7 @@ def _strip_prefix(state_dict: Mapping[str, np.ndarray], where: str) -> StateDict
         return dict(state_dict)
     prefix = next((p for p in prefixes if "encoder_q." in p), prefixes[0])
     kept = {n.removeprefix(prefix): a for n, a in state_dict.items() if n.startswith(prefix)}
+    kept |= {n: a for n, a in state_dict.items() if n.startswith("head.")}
     others = len(state_dict) - len(kept)
     notify(f"{where}: names without their prefix {prefix}; {others} tensors without it are ignored")
     return kept
@@ -174,7 +178,7 @@ def fill(variables: Variables, path: Path, fresh_head: bool = False) -> Variable
     where = f"model.weights={path}"
     try:
         state_dict = _drop_unused(_strip_prefix(load_file(path), where))
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise BadInput(f"{where}: cannot be read as safetensors ({error})") from None
     flat = traverse_util.flatten_dict(variables)
     if fresh_head:

@@ -55,8 +55,8 @@ class Start:
 def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = True) -> Start:
     """Open the checkpoint that the stage starts from, or check that `model.weights` exist.
 
-    Without `needs_weights` the weights are not read, so their normalization is unknown: the
-    options' or ImageNet's is returned.
+    Without `needs_weights`, `model.weights` are not read: their normalization is taken from the
+    options, or for ImageNet's.
 
     Raises:
       BadInput: every checkpoint is damaged. With `needs_weights`, also: the newest checkpoint
@@ -69,7 +69,9 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
     if config.init_from:
         run = Path(config.init_from)
         if not needs_weights:
-            return Start(previous=open_checkpoint(run, "latest"))
+            previous = open_checkpoint(run, "latest")
+            known = previous.metadata.provenance.normalization if previous else IMAGENET
+            return Start(previous=previous, normalization=known)
         checkpoint = require_checkpoint(run, "latest", newest_only=True)
         if not checkpoint.metadata.is_complete:
             step, steps = checkpoint.metadata.step, checkpoint.metadata.steps

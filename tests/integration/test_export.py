@@ -34,7 +34,7 @@ ALONE = ROOT / "tests" / "run_alone.py"
 
 def export_run(folder, **options):
     """Export a run at 32 px, and predict its training chips, which are also 32 px wide."""
-    write_chips(folder / "root", SKY, size=32)
+    write_chips(folder / "root", SKY, size=32)  # at this size convolutions have other forms too
     options |= {"predict.folder": str(folder / "root" / "train-jpg")}
     config = small_config(folder, **options)
     write_trained_run(config)

@@ -310,6 +310,8 @@ def test_normalization_travels_from_the_weights_to_the_scores(tmp_path, capsys):
     first = small_config(tmp_path, **{"model.weights": str(file)})
     write_trained_run(first)
     second = small_config(tmp_path, init_from=first.workdir, workdir=str(tmp_path / "second"))
+    commands.summary(second)  # before it has a checkpoint
+    assert "mean (0.5, 0.4, 0.3)" in capsys.readouterr().out
     write_trained_run(second)
     for config in (first, second):
         (model,) = inference.load_models(config, inference.open_runs(config))

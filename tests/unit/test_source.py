@@ -117,12 +117,17 @@ def test_a_file_states_its_normalization_or_none(tmp_path):
     assert source.normalization(path) == HALF
     beside = path.with_name("config.json")
     beside.write_bytes(timm_config(mean=IMAGENET.mean, std=IMAGENET.std))
+    assert source.normalization(path) == HALF  # the file's own comes first
+    save_file(tensors, path)
     assert source.normalization(path) == IMAGENET
-    beside.write_text(json.dumps({"config": {"seed": 0}, "mean": [0, 0, 0], "std": [1, 1, 1]}))
-    assert source.normalization(path) == Normalization((0, 0, 0), (1, 1, 1))  # a run's own
-    for mean in ([0.5], "x", [0.5, 0.5, None], [np.inf] * 3):
+    deep = "[" * 100_000
+    for text in ("", "[1]", '{"mean": ', deep, '{"mean": [0.5, 0.5, 0.5]}'):
+        beside.write_text(text)
+        with pytest.raises(BadInput, match=r"config\.json: "):
+            source.normalization(path)
+    for mean in ([0.5], "x", [0.5, 0.5, None], [np.inf] * 3, [10**400, 0, 0], [123.0, 116, 103]):
         beside.write_bytes(timm_config(mean=mean, std=[1, 1, 1]))
-        with pytest.raises(BadInput, match="not three numbers each"):
+        with pytest.raises(BadInput, match=r"config\.json: no mean .* set model\.mean"):
             source.normalization(path)
     assert source.locate("random", "tiny") is None
 

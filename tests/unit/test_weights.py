@@ -60,6 +60,7 @@ def test_wrong_weights_are_all_named(tmp_path, random_weights):
     state["conv1.weight"] = np.zeros((64, 3, 3, 3), np.float32)
     state["layer9.weight"] = np.zeros(3, np.float32)
     state["bn1.bias"] = np.full(64, np.nan, np.float32)
+    state["bn1.running_var"] = np.full(64, -1, np.float32)
     save_file(state, tmp_path / "wrong.safetensors")
     with pytest.raises(BadInput) as caught:
         weights.fill(variables, tmp_path / "wrong.safetensors")
@@ -68,6 +69,7 @@ def test_wrong_weights_are_all_named(tmp_path, random_weights):
         "1 tensor is unknown (layer9.weight)",
         "1 tensor is misshapen (conv1.weight [64, 3, 3, 3], not [64, 3, 7, 7])",
         "1 tensor is not finite (bn1.bias)",
+        "1 tensor is below 0 (bn1.running_var)",
     ):
         assert problem in str(caught.value)
     (tmp_path / "none.safetensors").write_bytes(b"PK\x03\x04 no such thing")
