@@ -22,7 +22,7 @@ COMMANDS = {
     "steps": "accelerator.py steps",
     "published": "accelerator.py published",
     "stages": "accelerator.py stages --target h100:8",
-    "networks": "accelerator.py networks",
+    "networks": "accelerator.py networks --target h100:4",
     "resnet18": "step.py --network resnet18",
     "resnet101": "step.py --network resnet101",
 }
