@@ -48,17 +48,10 @@ def resnet50_shapes():
 @pytest.fixture(scope="session")
 def formula_weights(resnet50_shapes):
     """Return torchvision's state dict of ResNet50, including `fc`, with the formula's values."""
-    flat = traverse_util.flatten_dict(resnet50_shapes)
-    state = {
-        "fc.weight": formula("fc.weight", (1000, 2048)),
-        "fc.bias": formula("fc.bias", (1000,)),
-    }
-    for path, leaf in flat.items():
-        if path[1] == "backbone":
-            name = weights.torch_name(path)
-            shape = weights.to_torch_axes(path[-1], np.empty(leaf.shape, bool)).shape
-            state[name] = formula(name, shape)
-    return state
+    shapes = weights.torch_shapes(traverse_util.flatten_dict(resnet50_shapes))
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
+    shapes |= {"fc.weight": (1000, 2048), "fc.bias": (1000,)}
+    return {name: formula(name, shape) for name, shape in shapes.items()}
 
 
 @pytest.fixture(scope="session")
