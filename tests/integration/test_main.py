@@ -96,4 +96,9 @@ def test_the_hub_behind_a_proxy_is_one_line(refusing_proxy, proxy, tmp_path):
         cwd=tmp_path, ALL_PROXY=proxy, HTTPS_PROXY=proxy,
         HF_HOME=str(tmp_path / "hub"), HF_HUB_OFFLINE="0",
     )  # fmt: skip
-    assert_refusal(ended.returncode, ended.stdout, ended.stderr, "cannot be fetched: ")
+    assert_refusal(
+        ended.returncode,
+        ended.stdout,
+        ended.stderr,
+        "hub:timm/resnet50.tv_in1k cannot be fetched: ",
+    )
