@@ -5,6 +5,7 @@ Modules have torchvision's names with `_` for dots (`layer1.0.downsample.0` is
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 from jax import lax
@@ -19,7 +20,7 @@ class _Block(nn.Module):
 
     features: int
     stride: int = 1
-    expansion: int = 4  # output channels / features
+    expansion: int = 1  # output channels / features
     axis_name: str | None = None
     precision: Precision = FLOAT32
 
@@ -45,8 +46,6 @@ class _Block(nn.Module):
 class BasicBlock(_Block):
     """Add two 3x3 convolutions, the first with the stride, to the input or its projection."""
 
-    expansion: int = 1
-
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
         y = relu(self._convolve(x, 1, 3, self.stride, train))
@@ -56,6 +55,8 @@ class BasicBlock(_Block):
 
 class Bottleneck(_Block):
     """Add 1x1 → 3x3 (with the stride) → 1x1 convolutions to the input or its projection."""
+
+    expansion: int = 4
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
@@ -68,13 +69,12 @@ class Bottleneck(_Block):
 class ResNet(nn.Module):
     """Map normalized chips [N, H, W, 3] to features [N, H/32, W/32, C] in `precision.state`.
 
-    `stage_sizes` are the numbers of blocks in layer1 to layer4; C is 512 times `expansion`.
+    `stage_sizes` are the numbers of blocks in layer1 to layer4; C is 512 times their expansion.
     Batch statistics are averaged over the devices of `axis_name`.
     """
 
     stage_sizes: tuple[int, ...]
-    block: type[_Block] = Bottleneck
-    expansion: int = 4
+    block: Callable[..., _Block] = Bottleneck
     axis_name: str | None = None
     precision: Precision = FLOAT32
 
@@ -87,7 +87,6 @@ class ResNet(nn.Module):
                 x = self.block(
                     features=64 * 2**stage,
                     stride=2 if stage > 0 and i == 0 else 1,
-                    expansion=self.expansion,
                     axis_name=self.axis_name,
                     precision=self.precision,
                     name=f"layer{stage + 1}_{i}",
@@ -95,12 +94,13 @@ class ResNet(nn.Module):
         return x.astype(self.precision.state)
 
 
-ResNet18 = functools.partial(ResNet, (2, 2, 2, 2), BasicBlock, 1)
-ResNet34 = functools.partial(ResNet, (3, 4, 6, 3), BasicBlock, 1)
+ResNet18 = functools.partial(ResNet, (2, 2, 2, 2), BasicBlock)
+ResNet34 = functools.partial(ResNet, (3, 4, 6, 3), BasicBlock)
 ResNet50 = functools.partial(ResNet, (3, 4, 6, 3))
 ResNet101 = functools.partial(ResNet, (3, 4, 23, 3))
 ResNet152 = functools.partial(ResNet, (3, 8, 36, 3))
-TinyResNet = functools.partial(ResNet, (1, 1, 1, 1), expansion=1)  # for tests and trials
+# for tests and trials
+TinyResNet = functools.partial(ResNet, (1, 1, 1, 1), functools.partial(Bottleneck, expansion=1))
 NETWORKS = {
     "resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50, "resnet101": ResNet101,
     "resnet152": ResNet152, "tiny": TinyResNet,
