@@ -3,7 +3,6 @@
 A file may also hold the head, named by position in fastai's head (`head.2.weight`, ...).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def _describe(problems: Mapping[str, Sequence[str]], state_dict: Mapping[str, np
     """Return the number of tensors with each problem, three of their names, and advice."""
     counts = [
         f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {problem} "
-        f"({first_few(names, 3)})"
+        f"({first_few(names)})"
         for problem, names in problems.items()
         if names
     ]
@@ -126,20 +125,15 @@ def _strip_prefix(state_dict: Mapping[str, np.ndarray], where: str) -> StateDict
 
     A file of momentum contrast holds two networks; `encoder_q` is the trained one.
     """
-    stem = "conv1.weight"
-    prefixes = [
-        name.removesuffix(stem)
-        for name in state_dict
-        if name.endswith(f".{stem}") and f"{name.removesuffix(stem)}bn1.weight" in state_dict
-    ]
-    prefixes = [prefix for prefix in prefixes if not re.search(r"layer\d\.\d+\.$", prefix)]
-    if stem in state_dict or not prefixes:
+    first = "layer1.0.conv1.weight"
+    prefixes = [name.removesuffix(first) for name in state_dict if name.endswith(first)]
+    if "" in prefixes or not prefixes:
         return dict(state_dict)
     prefix = next((p for p in prefixes if "encoder_q." in p), prefixes[0])
     kept = {n.removeprefix(prefix): a for n, a in state_dict.items() if n.startswith(prefix)}
     kept |= {n: a for n, a in state_dict.items() if n.startswith("head.")}
     others = len(state_dict) - len(kept)
-    notify(f"{where}: names without their prefix {prefix}; {others} tensors without it are ignored")
+    notify(f"{where}: the prefix {prefix} is removed; {others} tensors without it are ignored")
     return kept
 
 

@@ -91,7 +91,7 @@ def test_a_prefix_of_all_names_is_removed_and_named(tmp_path, random_weights, ca
     jax.tree.map(
         np.testing.assert_array_equal, filled["params"]["backbone"], source["params"]["backbone"]
     )
-    assert f"names without their prefix {prefix}; " in capsys.readouterr().err
+    assert f"the prefix {prefix} is removed; " in capsys.readouterr().err
 
 
 def test_another_network_is_described_by_counts_and_three_names(tmp_path, random_weights):
