@@ -38,7 +38,13 @@ from planet_jax.train import lr_range as range_test
 from planet_jax.train.resume import check_chips, is_finished
 from planet_jax.train.run_folder import check_writable, exclusive
 from planet_jax.train.stage import make_stage
-from planet_jax.train.start import Start, check_vocabulary, find_start, initial_state
+from planet_jax.train.start import (
+    Start,
+    check_vocabulary,
+    find_start,
+    initial_state,
+    known_normalization,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,13 +103,8 @@ def summary(config: ConfigDict) -> None:
     """Print fastai's layer table of the stage's classifier, and how it normalizes chips."""
     classes, _ = count(config.data)
     layers = layer_table(classes, config.data.size, config.optim.freeze, config.model.name)
-    start = find_start(config, needs_weights=False)
-    mean, std = start.normalization
-    is_stated = not start.is_fresh or config.model.mean or config.model.weights == "random"
     print(tables.layer_lines(layers))
-    print(f"Normalization: mean {mean}, std {std}", end="\n" if is_stated else ", ")
-    if not is_stated:
-        print(f"unless {config.model.weights} states another")
+    print(tables.normalization_line(known_normalization(config)))
 
 
 def preflight(config: ConfigDict, target: str, as_json: bool) -> None:

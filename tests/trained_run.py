@@ -1,8 +1,10 @@
 """Write the run folder of a finished training, without training, for tests of the results."""
 
+import dataclasses
 from pathlib import Path
 
 from planet_jax.data import loader
+from planet_jax.runtime.files import write_json
 from planet_jax.train.checkpoint import to_host
 from planet_jax.train.checkpoint_writer import CheckpointWriter
 from planet_jax.train.log import TrainLog
@@ -39,5 +41,6 @@ def write_trained_run(config):
         provenance=Provenance.current(config, stage.normalization),
         log=TrainLog(run, stage.schedule, data.batch_size, None).state(),
     )
+    write_json(run / "config.json", dataclasses.asdict(metadata.provenance))
     with CheckpointWriter(run, resumed_step=0) as writer:
         writer.save({kind: {"weights": weights} for kind in ("latest", "best")}, metadata)

@@ -2,7 +2,6 @@
 
 import functools
 import zlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,23 +27,6 @@ class Normalization(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @classmethod
-    def checked(cls, mean: Sequence[float], std: Sequence[float]) -> "Normalization":
-        """Return a normalization of three channels.
-
-        Raises:
-          ValueError: there are not three numbers each, a mean is not from 0 to 1, or a standard
-            deviation is not from 0.001 to 10.
-        """
-        numbers = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
-        if (
-            [*map(len, numbers)] != [3, 3]
-            or not all(0 <= value <= 1 for value in numbers.mean)
-            or not all(1e-3 <= value <= 10 for value in numbers.std)
-        ):
-            raise ValueError(f"mean {mean}, std {std}")
-        return numbers
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

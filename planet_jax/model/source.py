@@ -11,11 +11,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from planet_jax.config import OPTIONS
 from planet_jax.conflicts import HUB
 from planet_jax.model.classifier import Normalization
 from planet_jax.runtime.errors import BadInput
 
-IMAGENET = "hub:timm/{network}.tv_in1k"
+TORCHVISION = "hub:timm/{network}.tv_in1k"  # the weights "imagenet"
 FILE, CONFIG = "model.safetensors", "config.json"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 
@@ -30,7 +31,7 @@ def locate(weights: str, network: str) -> Path | None:
     if weights == "random":
         return None
     if weights == "imagenet":
-        weights = IMAGENET.format(network=network)
+        weights = TORCHVISION.format(network=network)
     if match := HUB.fullmatch(weights):
         return _from_hub(match["repo"], match["revision"], network)
     path = Path(weights)
@@ -57,32 +58,39 @@ def conversion(path: Path) -> str:
 
 
 def normalization(path: Path) -> Normalization | None:
-    """Return the mean and std by which a file's network normalizes, or None if nothing says so.
+    """Return the mean and std by which a file's network normalizes, or None if none are given.
 
-    They are in the metadata of the file, or in timm's config.json beside it.
+    They are in the metadata of the file, or in timm's config.json beside it. The bounds are those
+    of the options model.mean and model.std.
 
     Raises:
-      BadInput: the file or config.json cannot be read, or they are not three numbers each.
+      BadInput: the file or config.json cannot be read, or a number is missing or out of bounds.
     """
-    where: Path = path
+    where = path
     try:
         with safe_open(path, "numpy") as file:
-            found = {k: v for k, v in (file.metadata() or {}).items() if k in ("mean", "std")}
-        found = {name: json.loads(text) for name, text in found.items()}
-        if not found:
-            where = path.with_name(CONFIG)
-            config = _timm_config(where)
-            pretrained = config.get("pretrained_cfg")
-            stated = pretrained if isinstance(pretrained, dict) else config
-            found = {k: stated[k] for k in ("mean", "std") if k in stated}
-        return Normalization.checked(found["mean"], found["std"]) if found else None
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"{where}: cannot be read ({error})") from None
-    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
-        raise BadInput(
-            f"{where}: no mean and std of three colors, for pixels from 0 to 1 "
-            f"({str(error)[:120]}); set model.mean and model.std"
-        ) from None
+            about = file.metadata() or {}
+        stated = {name: json.loads(about[name]) for name in Normalization._fields if name in about}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: cannot be read as safetensors ({str(error)[:120]})") from None
+    if not stated:
+        where = path.with_name(CONFIG)
+        config = _timm_config(where)
+        inner = config.get("pretrained_cfg")
+        stated = inner if isinstance(inner, dict) else config  # an older layout has no inner one
+    if not stated.keys() & set(Normalization._fields):
+        return None
+    found = []
+    for name in Normalization._fields:
+        option, value = OPTIONS[f"model.{name}"], stated.get(name)
+        numbers = tuple(value) if isinstance(value, list) else ()
+        if not numbers or not option.accepts(numbers):
+            raise BadInput(
+                f"{where}: {name} = {str(value)[:60]} must be {option.rule}; set model.mean and "
+                "model.std"
+            )
+        found.append(numbers)
+    return Normalization(*found)
 
 
 def _timm_config(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from planet_jax.model.classifier import Normalization
 from planet_jax.model.summary import Layer
 
 MAX_CO_OCCURRENCES = 5  # swaps and pairs printed, at most this many of each
@@ -80,6 +81,14 @@ def layer_lines(layers: Sequence[Layer]) -> str:
     ]
     rule = "=" * len(head)
     return "\n".join([head, rule, *lines, rule, *totals])
+
+
+def normalization_line(normalization: Normalization | None) -> str:
+    """Format the mean and standard deviation of each color; None: the weights are not read yet."""
+    if normalization is None:
+        return "Normalization: that of model.weights, or ImageNet's"
+    mean, std = (", ".join(map(str, values)) for values in normalization)
+    return f"Normalization: mean {mean}; std {std}"
 
 
 def evaluation(metrics: dict[str, Any]) -> str:

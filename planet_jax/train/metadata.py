@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -53,7 +54,16 @@ class Provenance:
     @property
     def normalization(self) -> Normalization:
         """How the network's input is normalized."""
-        return Normalization.checked(self.mean, self.std)
+        return Normalization(tuple(self.mean), tuple(self.std))
+
+
+def recorded_normalization(run: Path) -> Normalization | None:
+    """Return the normalization that config.json of a run records; None without a whole file."""
+    try:
+        content = json.loads((run / "config.json").read_text())
+        return Provenance(**content).normalization
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from planet_jax.train.checkpoint import (
     require_checkpoint,
     to_host,
 )
+from planet_jax.train.metadata import recorded_normalization
 from planet_jax.train.stage import Stage
 from planet_jax.train.steps import TrainState, create_state, replicate
 
@@ -55,8 +56,7 @@ class Start:
 def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = True) -> Start:
     """Open the checkpoint that the stage starts from, or check that `model.weights` exist.
 
-    Without `needs_weights`, `model.weights` are not read: their normalization is taken from the
-    options, or for ImageNet's.
+    Without `needs_weights` a new stage's normalization is not found.
 
     Raises:
       BadInput: every checkpoint is damaged. With `needs_weights`, also: the newest checkpoint
@@ -69,9 +69,7 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
     if config.init_from:
         run = Path(config.init_from)
         if not needs_weights:
-            previous = open_checkpoint(run, "latest")
-            known = previous.metadata.provenance.normalization if previous else IMAGENET
-            return Start(previous=previous, normalization=known)
+            return Start(previous=open_checkpoint(run, "latest"))
         checkpoint = require_checkpoint(run, "latest", newest_only=True)
         if not checkpoint.metadata.is_complete:
             step, steps = checkpoint.metadata.step, checkpoint.metadata.steps
@@ -84,23 +82,31 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
             )
         return Start(previous=checkpoint, normalization=normalization)
     if needs_weights:
-        mean, std = on_main(normalization_of)(config.model)
-        return Start(normalization=Normalization.checked(mean, std))
-    return Start(normalization=_given(config.model) or IMAGENET)
+        mean, std = on_main(_normalization_of)(config.model)
+        return Start(normalization=Normalization(tuple(mean), tuple(std)))
+    return Start()
 
 
-def normalization_of(model: ConfigDict) -> Normalization:
-    """Return the normalization that the options give, or the weights, or else ImageNet's.
-
-    Raises:
-      BadInput: the weights are missing.
-    """
+def _normalization_of(model: ConfigDict) -> Normalization:
+    """Return the normalization that the options give, or the weights, or else ImageNet's."""
     path = source.locate(model.weights, model.name)
     return _given(model) or (source.normalization(path) if path else None) or IMAGENET
 
 
 def _given(model: ConfigDict) -> Normalization | None:
-    return Normalization.checked(model.mean, model.std) if model.mean else None
+    return Normalization(model.mean, model.std) if model.mean else None
+
+
+def known_normalization(config: ConfigDict) -> Normalization | None:
+    """Return a stage's normalization if it is known without reading weights.
+
+    A run's config.json records it, and so does that of the run in `init_from`.
+    """
+    for run in (config.workdir, config.init_from):
+        if run and (recorded := recorded_normalization(Path(run))):
+            return recorded
+    random = config.model.weights == "random" and not config.init_from
+    return _given(config.model) or (IMAGENET if random else None)
 
 
 def initial_state(stage: Stage, start: Start) -> TrainState:

@@ -311,13 +311,13 @@ def test_normalization_travels_from_the_weights_to_the_scores(tmp_path, capsys):
     write_trained_run(first)
     second = small_config(tmp_path, init_from=first.workdir, workdir=str(tmp_path / "second"))
     commands.summary(second)  # before it has a checkpoint
-    assert "mean (0.5, 0.4, 0.3)" in capsys.readouterr().out
+    assert "mean 0.5, 0.4, 0.3; std 0.2, 0.3, 0.4" in capsys.readouterr().out
     write_trained_run(second)
     for config in (first, second):
         (model,) = inference.load_models(config, inference.open_runs(config))
         assert model.network.normalization == own
         commands.summary(config)
-        assert "mean (0.5, 0.4, 0.3), std (0.2, 0.3, 0.4)\n" in capsys.readouterr().out
+        assert "mean 0.5, 0.4, 0.3; std 0.2, 0.3, 0.4\n" in capsys.readouterr().out
     given = Normalization((0.1, 0.1, 0.1), (1.0, 1.0, 1.0))
     options = {"model.mean": given.mean, "model.std": given.std}
     assert find_start(small_config(tmp_path / "x", **options)).normalization == given

@@ -125,9 +125,20 @@ def test_a_file_states_its_normalization_or_none(tmp_path):
         beside.write_text(text)
         with pytest.raises(BadInput, match=r"config\.json: "):
             source.normalization(path)
-    for mean in ([0.5], "x", [0.5, 0.5, None], [np.inf] * 3, [10**400, 0, 0], [123.0, 116, 103]):
+    for mean in (
+        [0.5],
+        "x",
+        [True] * 3,
+        [],
+        [0.5, 0.5, None],
+        [np.inf] * 3,
+        [10**400, 0, 0],
+        [123.0, 116, 103],
+    ):
         beside.write_bytes(timm_config(mean=mean, std=[1, 1, 1]))
-        with pytest.raises(BadInput, match=r"config\.json: no mean .* set model\.mean"):
+        with pytest.raises(
+            BadInput, match=r"config\.json: mean = .* must be a tuple .* set model\.mean"
+        ):
             source.normalization(path)
     assert source.locate("random", "tiny") is None
 
