@@ -38,7 +38,7 @@ A `{run["network"]}` with fastai's concat-pool head. It predicts a {probability}
 | --- | --- |
 | `serving.bin` | the function with its weights, serialized by `jax.export` |
 | `model.safetensors` | the same weights, float32, with torchvision's names and torch's layout |
-| `config.json` | architecture, labels and normalization, as timm writes them |
+| `config.json` | architecture, labels and normalization, in timm's layout |
 | `model.json` | the labels in the order of the columns, their thresholds, and the facts above |
 | `example.py` | loads `serving.bin` and predicts a `.npy` file |
 | `digests.json` | the SHA-256 of every other file; compare with `sha256sum *` |
