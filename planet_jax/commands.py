@@ -3,12 +3,13 @@
 In a run of several processes all processes compute, and only the main process writes and prints.
 """
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -33,10 +34,14 @@ from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.signals import Stopped
 from planet_jax.score import metrics
+from planet_jax.storage.bucket import local_path
 from planet_jax.train import loop
 from planet_jax.train import lr_range as range_test
+from planet_jax.train.bucket_run import fetch, publish
+from planet_jax.train.checkpoint import list_steps
+from planet_jax.train.mirror import Mirror
 from planet_jax.train.resume import check_chips, is_finished
-from planet_jax.train.run_folder import check_writable, exclusive
+from planet_jax.train.run_folder import check_writable, training_folder
 from planet_jax.train.stage import make_stage
 from planet_jax.train.start import (
     Start,
@@ -49,7 +54,33 @@ from planet_jax.train.start import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
+T = TypeVar("T")
 JOURNEY_RESULTS = ("metrics.json", "predictions.csv", "submission.csv")
+
+
+def _with_buckets(command: Callable[P, T]) -> Callable[P, T]:
+    """Fetch the runs that a command reads if they are in a bucket; upload what it writes."""
+
+    @functools.wraps(command)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        config = args[0] if args else kwargs["config"]
+        assert isinstance(config, ConfigDict)
+        on_main(fetch)(config.workdir)
+        _fetch_before(config)
+        for run in config.score.ensemble:
+            on_main(fetch)(run, (config.checkpoint,))
+        result = command(*args, **kwargs)
+        on_main(publish)(config.workdir)
+        return result
+
+    return call
+
+
+def _fetch_before(config: ConfigDict) -> None:
+    """Fetch the weights of `init_from` if it is in a bucket and this run needs them to start."""
+    if not list_steps(local_path(config.workdir) / "checkpoints" / "latest"):
+        on_main(fetch)(config.init_from, ("latest",))
 
 
 def prepare(config: ConfigDict) -> Dataset:
@@ -70,19 +101,20 @@ def prepare(config: ConfigDict) -> Dataset:
 
 def train(config: ConfigDict) -> None:
     """Train or resume the stage in config.workdir; a finished stage is not trained again."""
-    with exclusive(Path(config.workdir)):
-        _train(config, find_start(config))
+    with training_folder(config) as mirror:
+        _fetch_before(config)
+        _train(config, find_start(config), mirror)
 
 
-def _train(config: ConfigDict, start: Start) -> None:
-    run = Path(config.workdir)
+def _train(config: ConfigDict, start: Start, mirror: Mirror | None) -> None:
+    run = local_path(config.workdir)
     if is_finished(start, config):
         print(f"{run}: this run is finished")
     else:
         stage = make_stage(config, start.epoch_offset, start.normalization)
         if start.is_fresh:  # not repeated on a resume or in a later stage
             describe.warn(stage.data.labels, stage.train_rows, stage.valid_rows, config.data)
-        loop.train(stage, run, start)
+        loop.train(stage, run, start, mirror)
     print(_draw_history(run))
 
 
@@ -123,11 +155,12 @@ def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
         )
 
 
+@_with_buckets
 def show_batch(config: ConfigDict) -> "Figure":
     """Draw the first 16 chips of the first training batch, augmented, to show_batch.png."""
     from planet_jax.results import pictures  # matplotlib is slow to import
 
-    path = Path(config.workdir) / "show_batch.png"
+    path = local_path(config.workdir) / "show_batch.png"
     check_writable(path.parent)
     start = find_start(config, needs_weights=False)
     stage = make_stage(config, start.epoch_offset)
@@ -141,11 +174,12 @@ def show_batch(config: ConfigDict) -> "Figure":
     return figure
 
 
+@_with_buckets
 def lr_range(config: ConfigDict) -> "Figure":
     """Run the LR-range test from the stage's start; write lr_range.csv and lr_range.png."""
     from planet_jax.results import pictures  # matplotlib is slow to import
 
-    run = Path(config.workdir)
+    run = local_path(config.workdir)
     check_writable(run)
     start = find_start(config, resume=False)
     stage = make_stage(config, start.epoch_offset, start.normalization)
@@ -165,6 +199,7 @@ def lr_range(config: ConfigDict) -> "Figure":
     return figure
 
 
+@_with_buckets
 def evaluate(config: ConfigDict) -> dict[str, Any]:
     """Score the run, or the average of score.ensemble, and compare decision rules.
 
@@ -173,7 +208,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     Raises:
       BadInput: the data have other labels or validation chips than a run was trained with.
     """
-    run = Path(config.workdir)
+    run = local_path(config.workdir)
     check_writable(run)
     checkpoints = inference.open_runs(config)
     stage = make_stage(config)
@@ -198,6 +233,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     return result
 
 
+@_with_buckets
 def predict(config: ConfigDict) -> pd.DataFrame:
     """Predict every image of predict.folder (default: test-jpg); write predictions.csv.
 
@@ -207,7 +243,7 @@ def predict(config: ConfigDict) -> pd.DataFrame:
     Raises:
       BadInput: no image is readable, or predict.strict or predict.submission needs one that is not.
     """
-    run = Path(config.workdir)
+    run = local_path(config.workdir)
     check_writable(run)
     checkpoints = inference.open_runs(config)
     if not config.predict.folder:
@@ -244,21 +280,23 @@ def predict(config: ConfigDict) -> pd.DataFrame:
     return table
 
 
+@_with_buckets
 def report(config: ConfigDict) -> None:
     """Write report.html, one page that shows the run folder; nothing is computed again."""
     from planet_jax.results.report import page  # as pictures above
 
-    run = Path(config.workdir)
+    run = local_path(config.workdir)
     check_writable(run)
-    for line in on_main(page.write)(run, Path(config.data.root)):
+    for line in on_main(page.write)(run, local_path(config.data.root)):
         print(line)
     print(f"{run / page.FILE}: open it in a browser")
 
 
+@_with_buckets
 def export(config: ConfigDict) -> None:
     """Write workdir/export: weights and a compiled function that run without this package."""
     export_folder.check(config)
-    check_writable(Path(config.workdir))
+    check_writable(local_path(config.workdir))
     models = inference.load_models(config, inference.open_runs(config))
     fitted_to, classes = inference.probability_source(config, models), models[0].metadata.classes
     decision = fitted_decisions.load_decision(config, classes, fitted_to)
@@ -295,7 +333,7 @@ def journey(
         predictions.image_files(stages[-1])  # raises BadInput before any training
     for stage in stages:
         _journey_stage(stage, is_last=stage is stages[-1])
-    last, runs = stages[-1], [Path(stage.workdir) for stage in stages]
+    last, runs = stages[-1], [local_path(stage.workdir) for stage in stages]
     refused = None
     try:
         _journey_predict(last)
@@ -313,9 +351,10 @@ def journey(
 
 def _journey_stage(config: ConfigDict, is_last: bool) -> None:
     """Draw a batch of one stage, run its LR-range test and train it; evaluate the last stage."""
-    run = Path(config.workdir)
+    run = local_path(config.workdir)
     print(f"\n== {run}", flush=True)
-    with exclusive(run):
+    with training_folder(config) as mirror:
+        _fetch_before(config)
         start = find_start(config)
         if not start.own:
             show_batch(config)
@@ -324,7 +363,7 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
         if is_last and is_main_process() and not is_finished(start, config):
             for name in JOURNEY_RESULTS:  # training will replace the weights they describe
                 (run / name).unlink(missing_ok=True)
-        _train(config, start)
+        _train(config, start, mirror)
     if is_last and not _all_exist([run / JOURNEY_RESULTS[0]]):
         _stop_if_requested()
         evaluate(config)
@@ -333,7 +372,7 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
 def _journey_predict(config: ConfigDict) -> None:
     """Predict with the last stage; print a line if there is nothing to predict."""
     results = JOURNEY_RESULTS[1:] if config.predict.submission else JOURNEY_RESULTS[1:2]
-    if _all_exist([Path(config.workdir) / name for name in results]):
+    if _all_exist([local_path(config.workdir) / name for name in results]):
         return
     _stop_if_requested()
     if on_main(predictions.has_images)(config):

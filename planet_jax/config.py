@@ -17,10 +17,11 @@ OPTIONS: dict[str, Option] = {
         0, "seed of initial weights, order, augmentation, dropout, folds and bootstrap",
         low=0, high=2**31 - 1),
     "workdir": Option(
-        "runs/base", "the run folder: checkpoints, tables, pictures",
-        required=True, on_resume="free", path=True),
+        "runs/base", "the run folder: checkpoints, tables, pictures; a path or gs://, s3://, ...",
+        required=True, on_resume="free", path=True, url=True),
     "init_from": Option(
-        "", "run folder whose latest weights start this stage; '': model.weights", path=True),
+        "", "run folder whose latest weights start this stage; '': model.weights",
+        path=True, url=True),
     "checkpoint": Option(
         "best", "weights that evaluate, predict, report and export use",
         choices=("best", "latest"), on_resume="free"),
@@ -33,8 +34,9 @@ OPTIONS: dict[str, Option] = {
         "folder", "folder: data.root must exist; sample: draw it if missing; kaggle: download it",
         choices=("folder", "sample", "kaggle"), on_resume="free"),
     "data.root": Option(
-        "data/planet", "folder with train_v2.csv and train-jpg/, as the competition unpacks them",
-        required=True, on_resume="free", per_process=True, path=True),
+        "data/planet", "folder with train_v2.csv and train-jpg/, as the competition unpacks them; "
+        "also a URL of a folder, .zip or .tar.gz",
+        required=True, on_resume="free", per_process=True, path=True, url=True),
     "data.cache": Option(
         "data/cache", "folder for the data sets built from data.root",
         required=True, on_resume="free", per_process=True, path=True),
@@ -161,6 +163,12 @@ OPTIONS: dict[str, Option] = {
         low=0, unit="steps", on_resume="free"),
     "train.save_minutes": Option(
         10.0, "time between checkpoints; 0: not by time", low=0, unit="minutes", on_resume="free"),
+    "train.grace_seconds": Option(
+        25.0, "time from SIGTERM to the end: to save, and to upload to a bucket",
+        low=0, unit="seconds", on_resume="free"),
+    "train.upload_minutes": Option(
+        15.0, "longest wait for a bucket at the end of a run", low=0, unit="minutes",
+        on_resume="free"),
     "train.allow_changes": Option(
         False, "resume although other options or data changed; config.json records what changed",
         on_resume="free"),
@@ -220,10 +228,10 @@ OPTIONS: dict[str, Option] = {
         "valid", "chips that evaluate scores", choices=("valid", "train"), on_resume="free"),
     "score.ensemble": Option(
         (), "run folders to average, each at its own size; (): workdir alone",
-        item_type=str, required=True, on_resume="free", path=True),
+        item_type=str, required=True, on_resume="free", path=True, url=True),
     "predict.folder": Option(
         "", "folder of images, or one image, to predict; '': test-jpg of data.root",
-        on_resume="free", per_process=True, path=True),
+        on_resume="free", per_process=True, path=True, url=True),
     "predict.subfolders": Option(
         False, "predict the images in sub-folders of predict.folder too", on_resume="free"),
     "predict.strict": Option(
@@ -353,11 +361,14 @@ def _expand_paths(config: ConfigDict) -> None:
     """Replace `~` and `$NAME` in the options that are paths.
 
     Raises:
-      BadInput: a home or variable is not known, or the path is a URL.
+      BadInput: a home or variable is not known, or a path may not be this URL.
     """
     for name, value in flatten(config).items():
         if OPTIONS[name].path:
             values = [value] if isinstance(value, str) else value
-            paths = tuple(conflicts.expanded_path(name, path) for path in values)
+            paths = tuple(
+                conflicts.checked_url(name, path) if OPTIONS[name].url and conflicts.is_url(path)
+                else conflicts.expanded_path(name, path) for path in values
+            )  # fmt: skip
             new = paths[0] if isinstance(value, str) else paths
             config.update_from_flattened_dict({name: new})

@@ -10,19 +10,36 @@ from planet_jax.runtime.errors import BadInput
 HUB = re.compile(r"hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
 def expanded_path(name: str, path: str) -> str:
     """Return the path of an option with `~` and `$NAME` replaced.
 
     Raises:
       BadInput: a home or variable is not known, or the path is a URL.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+    if is_url(path):
         raise BadInput(f"config.{name} = {path!r} is a URL; give a path on this machine's disks")
     expanded = os.path.expanduser(os.path.expandvars(path))
     unknown = re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded)
     if unknown and not os.path.exists(expanded):
         raise BadInput(f"config.{name} = {path!r}: {unknown[0]} is not known here; set it first")
     return expanded
+
+
+def checked_url(name: str, url: str) -> str:
+    """Return the URL of an option without a slash at its end.
+
+    Raises:
+      BadInput: the URL names no folder.
+    """
+    parts = url.partition("://")[2].strip("/").split("/")
+    if not parts[0] or {"", ".", ".."} & set(parts):
+        raise BadInput(f"config.{name} = {url!r} must name a folder, as gs://BUCKET/NAME does")
+    return url.rstrip("/")
 
 
 def check_start(config: ConfigDict) -> None:
@@ -61,6 +78,8 @@ def check_layout(data: ConfigDict) -> None:
     for names in (splits, ("group_column", "group_pattern")):
         if len(used := [f"config.data.{name}" for name in names if data[name]]) > 1:
             raise BadInput(f"{' and '.join(used)} exclude each other; set one of them")
+    if data.source != "folder" and is_url(data.root):
+        raise BadInput(f"config.data.root is a URL: it cannot be filled from {data.source}")
     columns = ("valid_column", "group_column", "label_columns")
     if not data.label_file and (used := [name for name in columns if data[name]]):
         raise BadInput(f"config.data.{used[0]} is a column: it needs config.data.label_file")

@@ -23,6 +23,7 @@ class Option:
       on_resume: "free" options change no trained number, so a resumed run may change them.
       per_process: each process of a run may have its own value.
       path: the string, or each string of the tuple, is a path; `~` and `$NAME` are expanded.
+      url: a path that may also be a URL of another store: gs://BUCKET/NAME.
       per_member: each member of `score.ensemble` keeps the value it was trained with.
     """
 
@@ -42,6 +43,7 @@ class Option:
     per_process: bool = False
     per_member: bool = False
     path: bool = False
+    url: bool = False
 
     def accepts(self, value: Any) -> bool:
         """Return whether `value` has the option's type and is within its bounds."""

@@ -13,6 +13,8 @@ from planet_jax.data.sample import draw_sample
 from planet_jax.runtime import distributed
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import lock_folder
+from planet_jax.storage.bucket import local_path
+from planet_jax.storage.files import fetch_files
 
 
 def prepare(data: ConfigDict, sample: ConfigDict) -> Dataset:
@@ -26,18 +28,19 @@ def prepare(data: ConfigDict, sample: ConfigDict) -> Dataset:
         have different labels or chips.
     """
     obtain(data, sample)
-    data_set = load(Path(data.root), Path(data.cache), data.decoded, data)
+    data_set = load(local_path(data.root), Path(data.cache), data.decoded, data)
     distributed.require_same({"labels": data_set.labels.digest(), "chips": data_set.digest})
     return data_set
 
 
 def obtain(data: ConfigDict, sample: ConfigDict) -> None:
-    """Draw or download missing files of `data.root`, unless `data.source` is "folder".
+    """Draw or download missing files of `data.root`; of "folder", only what is at a URL.
 
     Raises:
       BadInput: as `fetch` and `draw_sample`; `data.root` cannot be written.
     """
     if data.source == "folder":
+        fetch_files(data.root)
         return
     # The main process runs first: the others find its files if they share its disk.
     distributed.on_main(_obtain)(data, sample)
@@ -46,7 +49,7 @@ def obtain(data: ConfigDict, sample: ConfigDict) -> None:
 
 
 def _obtain(data: ConfigDict, sample: ConfigDict) -> None:
-    root, cache = Path(data.root), Path(data.cache)
+    root, cache = local_path(data.root), Path(data.cache)
     is_read_only = cache.is_dir() and not os.access(cache, os.W_OK)
     try:
         # The lock is not in the root, which may be read-only too.

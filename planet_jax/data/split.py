@@ -13,6 +13,7 @@ from planet_jax.data.labels import Labels, named_rows, read_labels, split, subse
 from planet_jax.data.stratify import stratified_folds
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify
+from planet_jax.storage.bucket import local_path
 
 Rows = Int[np.ndarray, " rows"]
 
@@ -41,7 +42,7 @@ def count(data: ConfigDict) -> tuple[int, int]:
     Raises:
       BadInput: as `read_labels` and `split_rows`.
     """
-    root = Path(data.root)
+    root = local_path(data.root)
     if data.label_file and not (root / data.label_file).exists():
         train, _ = split(40_479, data.valid_fraction, data.split_seed)
         return 17, len(train)

@@ -14,6 +14,7 @@ from planet_jax.runtime.files import write_json
 from planet_jax.score.calibration import Calibration
 from planet_jax.score.decisions import Decision
 from planet_jax.score.weather import Weather, weather_of
+from planet_jax.storage.bucket import local_path
 
 FILE = "decisions.json"
 
@@ -49,7 +50,7 @@ def load_decision(
     thresholds = np.full(len(classes), float(score.threshold))
     if score.decision_rule != "per_class" and not score.calibrate:
         return Decision(score.decision_rule, thresholds, None, weather)
-    saved = _read(Path(config.workdir) / FILE, fitted_to)
+    saved = _read(local_path(config.workdir) / FILE, fitted_to)
     if score.decision_rule == "per_class":
         thresholds = np.array([saved["thresholds"][label] for label in classes])
     calibration = None

@@ -15,6 +15,7 @@ from planet_jax.data import loader
 from planet_jax.data.augment import TTA_PLAIN, Augmentation, fastai_tta
 from planet_jax.model import classifier
 from planet_jax.runtime.errors import BadInput
+from planet_jax.storage.bucket import local_path
 from planet_jax.train.checkpoint import Checkpoint, from_host, require_checkpoint
 from planet_jax.train.metadata import Metadata
 from planet_jax.train.stage import all_devices, process_share
@@ -56,7 +57,7 @@ def open_runs(config: ConfigDict) -> list[Checkpoint]:
         different labels.
     """
     runs = config.score.ensemble or (config.workdir,)
-    checkpoints = [require_checkpoint(Path(run), config.checkpoint) for run in runs]
+    checkpoints = [require_checkpoint(local_path(run), config.checkpoint) for run in runs]
     first = checkpoints[0]
     for other in checkpoints[1:]:
         if other.metadata.classes != first.metadata.classes:

@@ -15,6 +15,8 @@ from planet_jax.results import submission
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.files import atomic_path
 from planet_jax.runtime.progress import notify
+from planet_jax.storage.bucket import local_path
+from planet_jax.storage.files import fetch_files
 
 TEST, ADDITIONAL = "test-jpg", "test-jpg-additional"
 SKIPPED = "skipped.csv"
@@ -28,9 +30,10 @@ def image_files(config: ConfigDict) -> dict[str, Path]:
     Raises:
       BadInput: the folder does not exist or has no images.
     """
-    root, additional = Path(config.data.root), Path(config.data.root) / ADDITIONAL
+    fetch_files(config.predict.folder, again=True)
+    root, additional = local_path(config.data.root), local_path(config.data.root) / ADDITIONAL
     subfolders = config.predict.subfolders
-    images = _images_in(Path(config.predict.folder or root / TEST), subfolders)
+    images = _images_in(local_path(config.predict.folder or str(root / TEST)), subfolders)
     if config.predict.submission and not config.predict.folder and additional.is_dir():
         images = _images_in(additional, subfolders) | images
     return dict(sorted(images.items(), key=lambda item: item[1]))

@@ -6,13 +6,13 @@ Its rows have the order of the sample submission: 40,669 chips of test-jpg (test
 
 import string
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pandas as pd
 from ml_collections import ConfigDict
 
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify
+from planet_jax.storage.bucket import local_path
 
 SAMPLE = "sample_submission_v2.csv"
 ROWS = 61_191
@@ -26,7 +26,7 @@ def order(config: ConfigDict, chips: Iterable[str]) -> list[str]:
     Raises:
       BadInput: the sample cannot be read, or names chips that are not among `chips`.
     """
-    sample, names = Path(config.data.root) / SAMPLE, set(chips)
+    sample, names = local_path(config.data.root) / SAMPLE, set(chips)
     if not sample.exists():
         if len(names) != ROWS:
             notify(f"{sample}: no such file; {len(names)} chips, the competition expects {ROWS}")

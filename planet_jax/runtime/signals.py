@@ -6,14 +6,19 @@ Every file is written whole or not at all (`files`), so a process may end at any
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 
 class Stopped(SystemExit):
-    """SIGTERM ended the training loop after a save; a shell reports SIGTERM as this status."""
+    """SIGTERM ended the training loop after a save; a shell reports SIGTERM as this status.
+
+    `seen_at` is the time of the monotonic clock at which the loop saw the signal.
+    """
 
     def __init__(self) -> None:
         super().__init__(143)
+        self.seen_at = time.monotonic()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,11 +27,14 @@ class CheckpointWriter:
     """Write checkpoints in a thread, one after the other, while training continues.
 
     On exit, the context manager waits for the last write. The run folder must be locked.
-    Checkpoints newer than `resumed_step` are removed, because those steps run again.
+    Checkpoints newer than `resumed_step` are removed, because those steps run again. After each
+    save the thread calls `after_save`.
     """
 
-    def __init__(self, run: Path, resumed_step: int) -> None:
-        self.run, self.folder = run, run / "checkpoints"
+    def __init__(
+        self, run: Path, resumed_step: int, after_save: Callable[[], None] | None = None
+    ) -> None:
+        self.run, self.folder, self._after_save = run, run / "checkpoints", after_save
         if is_main_process():
             for kind in self.folder.glob("*"):
                 for step in list_steps(kind):
@@ -87,6 +90,8 @@ class CheckpointWriter:
                 shutil.rmtree(unfinished, ignore_errors=True)
             for step in list_steps(path.parent)[:-KEEP]:
                 remove_folder(path.parent / str(step))
+        if self._after_save:
+            self._after_save()
         memory.trim()
 
 

@@ -15,6 +15,7 @@ from planet_jax.train.checkpoint import to_host
 from planet_jax.train.checkpoint_writer import CheckpointWriter
 from planet_jax.train.log import TrainLog, divergence_error
 from planet_jax.train.metadata import Metadata, Provenance
+from planet_jax.train.mirror import Mirror
 from planet_jax.train.resume import check_resume
 from planet_jax.train.stage import Stage
 from planet_jax.train.start import Start, initial_state, restored_state
@@ -22,11 +23,12 @@ from planet_jax.train.steps import TrainState
 from planet_jax.train.validate import validate
 
 
-def train(stage: Stage, run: Path, start: Start) -> None:
+def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -> None:
     """Train a stage in the run folder `run`, from the checkpoint or the weights of `start`.
 
-    Writes checkpoints/, config.json, steps.csv and history.csv. The loss of a step is read after
-    the next step was dispatched, so the devices do not wait for Python.
+    Writes checkpoints/, config.json, steps.csv and history.csv; `mirror` uploads each save. The
+    loss of a step is read after the next step was dispatched, so the devices do not wait for
+    Python.
 
     Raises:
       BadInput: the run cannot be resumed with this config or data, or cannot be saved.
@@ -34,7 +36,8 @@ def train(stage: Stage, run: Path, start: Start) -> None:
       Stopped: by SIGTERM, after a save.
     """
     step, state, log, provenance = _begin(stage, run, start)
-    saver = _Saver(stage, run, provenance, log, step)
+    after_save = mirror.add if mirror else None
+    saver = _Saver(stage, run, provenance, log, CheckpointWriter(run, step, after_save), step)
     batches = stage.train_batches(step)
     with (
         saver.writer,
@@ -45,6 +48,7 @@ def train(stage: Stage, run: Path, start: Start) -> None:
             epoch_ended = step // stage.steps_per_epoch > log.epochs  # epoch not yet scored
             is_best = epoch_ended and _evaluate(stage, run, state, log, sigterm)
             stop = sigterm.is_set() or distributed.stop_requested()
+            stopped = signals.Stopped()  # it holds the time at which the signal was seen
             if saver.is_due(step) or (stop and saver.has_unsaved(step)):
                 saver.save(step, state, is_best)
             if stop or step == stage.steps:
@@ -57,12 +61,14 @@ def train(stage: Stage, run: Path, start: Start) -> None:
             step += 1
             advance(note=f"loss {log.smooth.value:.4f}" if log.smooth.count else "")
             saver.writer.raise_failure()
+            if mirror:
+                mirror.raise_failure()
         saver.writer.wait()
     if stop or sigterm.is_set():
         distributed.require_same({})  # barrier: only the main process writes
         result = "saved" if step else "nothing to save"
         notify(f"{run}: SIGTERM after step {step}: {result}; repeat the command to continue")
-        raise signals.Stopped
+        raise stopped
 
 
 def _begin(stage: Stage, run: Path, start: Start) -> tuple[int, TrainState, TrainLog, Provenance]:
@@ -103,10 +109,16 @@ class _Saver:
     """Decide when to save, and save what a resumed run needs."""
 
     def __init__(
-        self, stage: Stage, run: Path, provenance: Provenance, log: TrainLog, step: int
+        self,
+        stage: Stage,
+        run: Path,
+        provenance: Provenance,
+        log: TrainLog,
+        writer: CheckpointWriter,
+        step: int,
     ) -> None:
         self.stage, self.run, self.provenance, self.log = stage, run, provenance, log
-        self.writer = CheckpointWriter(run, resumed_step=step)
+        self.writer = writer
         self._mark_saved(step)
 
     def _mark_saved(self, step: int) -> None:

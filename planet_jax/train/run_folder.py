@@ -6,9 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from planet_jax.conflicts import is_url
 from planet_jax.runtime.distributed import on_main
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import lock_folder
+from planet_jax.storage.bucket import local_path
+from planet_jax.train.mirror import Mirror, mirrored
 
 
 @on_main
@@ -58,3 +63,22 @@ def exclusive(run: Path) -> Iterator[None]:
             if is_new and not any((run / "checkpoints").glob("*/[0-9]*")):
                 shutil.rmtree(run, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def training_folder(config: ConfigDict) -> Iterator[Mirror | None]:
+    """Lock `config.workdir`; if it is in a bucket, yield the mirror that uploads to it.
+
+    Raises:
+      BadInput: as `exclusive` and `mirrored`.
+    """
+    with exclusive(local_path(config.workdir)), contextlib.ExitStack() as stack:
+        mirrors: list[Mirror] = []
+
+        @on_main
+        def join() -> None:
+            if is_url(config.workdir):
+                mirrors.append(stack.enter_context(mirrored(config.workdir, config.train)))
+
+        join()
+        yield mirrors[0] if mirrors else None

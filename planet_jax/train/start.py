@@ -1,7 +1,6 @@
 """Where a stage starts: its own checkpoint, the weights of another run, or `model.weights`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -10,6 +9,7 @@ from planet_jax.model.classifier import IMAGENET, Normalization, Variables
 from planet_jax.runtime.distributed import arrays_on_main, on_main
 from planet_jax.runtime.errors import BadInput, first_few
 from planet_jax.runtime.progress import notify
+from planet_jax.storage.bucket import local_path
 from planet_jax.train.checkpoint import (
     Checkpoint,
     Flat,
@@ -63,11 +63,11 @@ def find_start(config: ConfigDict, resume: bool = True, needs_weights: bool = Tr
         of `init_from` is damaged, or was trained with another normalization than the options give;
         or the weights are missing.
     """
-    own = open_checkpoint(Path(config.workdir), "latest") if resume else None
+    own = open_checkpoint(local_path(config.workdir), "latest") if resume else None
     if own is not None:
         return Start(own, normalization=own.metadata.provenance.normalization)
     if config.init_from:
-        run = Path(config.init_from)
+        run = local_path(config.init_from)
         if not needs_weights:
             return Start(previous=open_checkpoint(run, "latest"))
         checkpoint = require_checkpoint(run, "latest", newest_only=True)
@@ -103,7 +103,7 @@ def known_normalization(config: ConfigDict) -> Normalization | None:
     A run's config.json records it, and so does that of the run in `init_from`.
     """
     for run in (config.workdir, config.init_from):
-        if run and (recorded := recorded_normalization(Path(run))):
+        if run and (recorded := recorded_normalization(local_path(run))):
             return recorded
     random = config.model.weights == "random" and not config.init_from
     return _given(config.model) or (IMAGENET if random else None)

@@ -248,8 +248,19 @@ def test_paths_know_the_home_and_variables(monkeypatch, tmp_path):
     assert config.workdir == "/home/me/runs/x"
     assert config.data.cache == "/scratch//scratchc"
     assert config.score.ensemble == ("/home/me/a", "b")
+    config.data.cache = "gs://bucket/cache"
+    with pytest.raises(BadInput, match=r"config\.data\.cache = 'gs://bucket/cache' is a URL"):
+        options.validate(config)
+    config.data.cache, config.data.root = "cache", "gs://bucket/chips/"
+    options.validate(config)
+    assert config.data.root == "gs://bucket/chips"
+    config.data.source = "sample"
+    with pytest.raises(BadInput, match=r"config\.data\.root is a URL: it cannot be filled from"):
+        options.validate(config)
+    config.data.source = "folder"
     for path, message in {
-        "gs://bucket/run": "config.workdir = 'gs://bucket/run' is a URL",
+        "gs://": "config.workdir = 'gs://' must name a folder",
+        "gs://bucket/../run": "must name a folder",
         "$UNSET/run": r"\$UNSET is not known here",
         "~no_such_user_1/run": "~no_such_user_1 is not known here",
     }.items():

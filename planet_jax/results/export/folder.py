@@ -24,6 +24,7 @@ from planet_jax.results.inference import TrainedModel
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import atomic_path, seal, write_json
 from planet_jax.score.decisions import Decision
+from planet_jax.storage.bucket import local_path
 
 FOLDER = "export"
 EXAMPLE = Path(__file__).with_name("example.py")
@@ -69,14 +70,14 @@ def write(
       BadInput: see `check`.
     """
     check(config)
-    path = Path(config.workdir) / FOLDER
+    path = local_path(config.workdir) / FOLDER
     score = model.config.score
     average = score.average if score.test_time_augmentation == "dihedral" else ""
     serve = serving_function(
         model.network, model.variables, model.config.data.size, average, decision.calibration
     )
     function = exported(serve)
-    scores = _scores(Path(config.workdir), fitted_to)
+    scores = _scores(local_path(config.workdir), fitted_to)
     content = _model_json(model, decision, function.calling_convention_version, scores)
     with atomic_path(path) as folder:
         folder.mkdir()
@@ -123,9 +124,9 @@ def _model_json(
             "platforms": list(PLATFORMS),
         },
         "run": {
-            "name": Path(config.workdir).name,
+            "name": local_path(config.workdir).name,
             "network": config.model.name,
-            "data": Path(config.data.root).name,
+            "data": local_path(config.data.root).name,
             "training_chips": metadata.train_chips,
             "validation_chips": metadata.valid_chips,
             "checkpoint": config.checkpoint,

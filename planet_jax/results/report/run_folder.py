@@ -1,5 +1,6 @@
 """Read a run folder: its files, the runs before it, and the commands that repeat it."""
 
+import contextlib
 import functools
 import json
 import shlex
@@ -10,6 +11,8 @@ import pandas as pd
 
 from planet_jax.config import OPTIONS, as_json, translate_saved
 from planet_jax.runtime.errors import BadInput
+from planet_jax.storage.bucket import StoreError, local_path
+from planet_jax.train.bucket_run import fetch
 
 REQUIRED = ("config.json", "history.csv", "steps.csv")  # training writes them at its start
 
@@ -47,7 +50,11 @@ class RunFolder:
     def init_from(self, folder: Path) -> Path | None:
         """Return the run whose weights the run in `folder` started from, or None."""
         options = self.options(folder)
-        return Path(options["init_from"]) if options.get("init_from") else None
+        before = options.get("init_from")
+        if before:
+            with contextlib.suppress(StoreError):
+                fetch(before, kinds=())
+        return local_path(before) if before else None
 
     def options(self, folder: Path) -> dict[str, Any]:
         """Return the options of a run, {"data.size": 128, ...}."""

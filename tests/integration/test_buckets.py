@@ -1,0 +1,340 @@
+"""Runs and data in a bucket, against an S3 server and a GCS emulator on the loopback."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from planet_jax import commands
+from planet_jax.runtime.errors import BadInput, RunFailed
+from planet_jax.storage import lease
+from planet_jax.storage.bucket import Bucket, StoreError, local_path
+from planet_jax.storage.files import fetch_files
+from planet_jax.train import bucket_run, mirror
+from planet_jax.train.checkpoint import require_checkpoint
+from tests.bucket_server import serve
+from tests.support import (
+    assert_refusal,
+    assert_same_run,
+    finish,
+    signal_after,
+    small_config,
+    start_program,
+    write_chips,
+)
+
+# aiohttp's advice to gcsfs
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+both = pytest.mark.parametrize("store", ["s3", "gs"], indirect=True)
+
+
+@pytest.fixture
+def store(request, monkeypatch, tmp_path):
+    """Serve an empty store; yield its proxy, with the URL of a run as `url`."""
+    kind = getattr(request, "param", "s3")
+    with serve(kind) as (proxy, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(mirror, "FIRST_WAIT", 0.05)
+        fsspec.get_filesystem_class(kind).clear_instance_cache()
+        proxy.url = f"{kind}://bucket/{tmp_path.name}/runs/one"
+        yield proxy
+        proxy.fault = ""
+
+
+@pytest.fixture
+def each_save(monkeypatch):
+    """Wait for the upload of each save, so that the bucket has all of a run's checkpoints."""
+    add = mirror.Mirror.add
+
+    def add_and_wait(self):
+        add(self)
+        assert self.drain(30)
+
+    monkeypatch.setattr(mirror.Mirror, "add", add_and_wait)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Return a function that starts on a new machine, or one seen before: another cache."""
+
+    def start(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machines" / name))
+
+    start("first")
+    return start
+
+
+@pytest.fixture
+def untouched(tmp_path, machine):
+    """Train the run of these tests in a local folder, and return its config."""
+    config = small_config(tmp_path, **{"train.save_every": 2})
+    commands.train(config)
+    return config
+
+
+def remote(config, url, **options):
+    """Return a copy of a config with another run folder."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({"workdir": url, **options})
+    return config
+
+
+@both
+def test_objects_are_created_once_listed_and_removed(store, tmp_path):
+    bucket = Bucket(store.url)
+    assert bucket.list() == {}
+    content = np.random.default_rng(0).bytes(2**20)
+    (tmp_path / "big").write_bytes(content)
+    bucket.upload(tmp_path / "big", "a/big")
+    bucket.download("a/big", tmp_path / "there" / "big")
+    assert (tmp_path / "there" / "big").read_bytes() == content
+    assert [bucket.create("a/one", text) for text in (b"1", b"2")] == [True, False]
+    assert bucket.read("a/one") == b"1"
+    assert bucket.exists("a/one")
+    assert not bucket.exists("a/two")
+    assert {name: info["size"] for name, info in bucket.list().items()} == {
+        "a/big": 2**20, "a/one": 1,
+    }  # fmt: skip
+    bucket.remove(["a/one", "never there"])
+    assert list(bucket.list()) == ["a/big"]
+    for fault in ("403", "truncated") if store.url.startswith("s3") else ():  # gcsfs retries longer
+        store.fault = fault
+        with pytest.raises(StoreError, match=r"runs/one/a/big: cannot be read \(\w+: "):
+            bucket.read("a/big")
+
+
+@both
+def test_a_run_in_a_bucket_is_the_local_one_on_any_machine(
+    store, machine, untouched, each_save, capsys
+):
+    """Training, scores, a later stage and a report; a plain copy of a local run resumes too."""
+    config = remote(untouched, store.url)
+    commands.train(config)
+    assert_same_run(local_path(store.url), Path(untouched.workdir))
+    machine("second")
+    assert not local_path(store.url).exists()
+    commands.train(config)
+    assert "this run is finished" in capsys.readouterr().out
+    assert_same_run(local_path(store.url), Path(untouched.workdir))
+    machine("third")
+    scores = commands.evaluate(config)
+    np.testing.assert_equal(scores, commands.evaluate(untouched))
+    names = Bucket(store.url).list()
+    assert {"metrics.json", "config.json", "history.png"} <= names.keys()
+    assert len(bucket_run.committed(names, "latest")) == 2
+    machine("fourth")
+    second = remote(config, f"{store.url}-2", init_from=store.url)
+    commands.train(second)
+    commands.report(second)
+    assert "report.html" in Bucket(second.workdir).list()
+    copied = Bucket(f"{store.url}-copy")
+    for path in Path(untouched.workdir).rglob("*"):
+        if path.is_file():
+            copied.upload(path, path.relative_to(untouched.workdir).as_posix())
+    commands.train(remote(untouched, copied.url))
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_a_machine_that_is_lost_loses_the_steps_since_the_last_upload(store, machine, tmp_path):
+    """The program is killed in its third upload or so, and its local folder is deleted."""
+    local = small_config(tmp_path, **{"train.save_every": 2})
+    finish(start_program("train", local))
+    config = remote(local, store.url)
+    store.writes_until_fault = 60
+    process = start_program("train", config)
+    while not store.fault and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    store.fault, store.writes_until_fault = "", -1
+    names = Bucket(store.url).list()
+    known = bucket_run.committed(names, "latest")
+    machine("second")
+    Bucket(store.url).remove(name for name in names if name.startswith(lease.FOLDER))  # expired
+    output = finish(start_program("train", config))
+    if known:
+        assert f"resuming after step {known[-1][0]} of 10" in output
+    assert_same_run(local_path(store.url), Path(local.workdir))
+    assert not fetched(store.url).strays
+
+
+def fetched(url):
+    """Bring the local copy of this machine up to date; return its record."""
+    local_path(url).mkdir(parents=True, exist_ok=True)
+    return bucket_run.fetch_locked(Bucket(url), local_path(url))
+
+
+@pytest.mark.parametrize("fault", ["503", "403"])
+def test_an_outage_delays_the_upload_and_not_the_run(
+    store, machine, untouched, monkeypatch, capsys, fault
+):
+    """It begins when training does. The first run gives up, and the next uploads the rest."""
+    config = remote(untouched, store.url, **{"train.upload_minutes": 0.02})
+    fetch = mirror.fetch_locked
+
+    def fetch_then_fail(*args):
+        record = fetch(*args)
+        store.fault = fault
+        return record
+
+    monkeypatch.setattr(mirror, "fetch_locked", fetch_then_fail)
+    with pytest.raises(RunFailed, match=r"the bucket has step 0, .*repeat the command"):
+        commands.train(config)
+    assert "training continues, and the upload is repeated" in capsys.readouterr().err
+    store.fault = ""
+    monkeypatch.setattr(mirror, "fetch_locked", fetch)
+    config = remote(untouched, store.url)
+    commands.train(config)
+    assert "this run is finished" in capsys.readouterr().out
+    machine("second")
+    commands.train(config)
+    assert_same_run(local_path(store.url), Path(untouched.workdir))
+
+
+def test_an_outage_that_ends_is_made_up_for(store, machine, untouched, monkeypatch, capsys):
+    fetch = mirror.fetch_locked
+
+    def fetch_then_fail(*args):
+        record = fetch(*args)
+        store.fault = "503"
+        threading.Timer(3, setattr, (store, "fault", "")).start()
+        return record
+
+    monkeypatch.setattr(mirror, "fetch_locked", fetch_then_fail)
+    commands.train(remote(untouched, store.url))
+    assert re.search(r"reached again; step \d+ is there", capsys.readouterr().err)
+    machine("second")
+    monkeypatch.setattr(mirror, "fetch_locked", fetch)
+    commands.train(remote(untouched, store.url))
+    assert_same_run(local_path(store.url), Path(untouched.workdir))
+
+
+def test_sigterm_saves_uploads_and_gives_the_lease_back(store, machine, untouched):
+    config = remote(untouched, store.url, **{"train.epochs": 200, "train.save_every": 0})
+    process = start_program("train", config)
+    output = signal_after(process, local_path(store.url), 12, signal.SIGTERM)
+    assert process.returncode == 143, output
+    step = int(output.split("SIGTERM after step ")[1].split(":")[0])
+    assert f"{store.url}: step {step} is in the bucket" in output
+    assert not [name for name in Bucket(store.url).list() if name.startswith(lease.FOLDER)]
+    machine("second")
+    assert fetched(store.url)
+    assert require_checkpoint(local_path(store.url), "latest").metadata.step == step
+
+
+def test_damage_in_the_bucket_falls_back_and_a_half_checkpoint_does_not_count(
+    store, machine, untouched, each_save, capsys
+):
+    config = remote(untouched, store.url)
+    commands.train(config)
+    bucket = Bucket(store.url)
+    latest = bucket_run.committed(bucket.list(), "latest")
+    newest, older = latest[-1][2], latest[-2]
+    bucket.remove([f"{newest}/digests.json"])
+    machine("second")
+    commands.train(config)
+    assert f"resuming after step {older[0]} of 10" in capsys.readouterr().err
+    assert_same_run(local_path(store.url), Path(untouched.workdir))
+    newest = bucket_run.committed(bucket.list(), "latest")[-1][2]
+    bucket.write(f"{newest}/meta/metadata", b"{}")
+    machine("third")
+    commands.train(config)
+    assert f"{newest}: this checkpoint is damaged: meta/metadata" in capsys.readouterr().err
+    assert_same_run(local_path(store.url), Path(untouched.workdir))
+    machine("fourth")
+    commands.train(config)
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_one_machine_at_a_time(store, machine, untouched, monkeypatch):
+    bucket = Bucket(store.url)
+    first = lease.Lease(bucket, "copy of the first")
+    first.take()
+    machine("second")
+    config = remote(untouched, store.url)
+    with pytest.raises(BadInput, match=rf"process {os.getpid()} of .* trains there \(its lease"):
+        commands.train(config)
+    monkeypatch.setattr(lease, "EXPIRES", -1.0)
+    second = lease.Lease(bucket, "copy of the second")
+    second.take()
+    assert first.is_lost()
+    assert not second.is_lost()
+    lease.Lease(bucket, "copy of the second").take()  # the same machine, after a kill
+    monkeypatch.setattr(mirror.Lease, "is_lost", lambda self: True)
+    with pytest.raises(RunFailed, match=r"another machine trains there"):
+        commands.train(config)
+
+
+def test_a_bucket_that_was_emptied_is_not_filled_from_the_cache(store, machine, untouched):
+    config = remote(untouched, store.url)
+    commands.train(config)
+    bucket = Bucket(store.url)
+    bucket.remove(bucket.list())
+    with pytest.raises(BadInput, match=r"has no checkpoint, but its local copy .* was uploaded"):
+        commands.train(config)
+
+
+@both
+def test_data_come_from_a_bucket_once(store, machine, tmp_path):
+    """A folder or an archive of it trains; a broken transfer is continued, a whole one kept."""
+    root = write_chips(tmp_path / "chips")
+    bucket = Bucket(f"{store.url}-data")
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            bucket.upload(path, path.relative_to(root).as_posix())
+    config = small_config(tmp_path, **{"data.root": bucket.url, "train.epochs": 1})
+    store.fault = "truncated" if store.url.startswith("s3") else "403"
+    with pytest.raises(StoreError, match="cannot be read"):
+        fetch_files(bucket.url)
+    store.fault = ""
+    commands.train(config)
+    before = sum(store.counts.values())
+    fetch_files(bucket.url)
+    assert sum(store.counts.values()) == before
+    fetch_files(bucket.url, again=True)
+    assert sum(store.counts.values()) - before <= 3  # it lists them, and fetches none
+
+    archive = tmp_path / "chips.zip"
+    shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path, "chips")
+    parent = Bucket(store.url)
+    parent.upload(archive, "chips.zip")
+    url, copy = f"{store.url}/chips.zip", local_path(f"{store.url}/chips.zip")
+    copy.mkdir(parents=True)
+    (copy / ".chips.zip.part").write_bytes(archive.read_bytes()[:1000])  # of a killed process
+    fetch_files(url)
+    assert sorted(p.name for p in copy.iterdir() if p.name[0] != ".") == [
+        "train-jpg", "train_v2.csv",
+    ]  # fmt: skip
+    commands.train(small_config(tmp_path / "b", **{"data.root": url, "train.epochs": 1}))
+    evil = io.BytesIO()
+    with zipfile.ZipFile(evil, "w") as file:
+        file.writestr("../../evil.csv", "x")
+    parent.write("evil.zip", evil.getvalue())
+    fetch_files(f"{store.url}/evil.zip")
+    assert not list((tmp_path / "machines").rglob("evil.csv"))
+    parent.write("cut.zip", archive.read_bytes()[:500])
+    with pytest.raises(BadInput, match=r"cut\.zip: cannot be unpacked"):
+        fetch_files(f"{store.url}/cut.zip")
+
+
+def test_wrong_urls_end_with_one_line(store, machine, tmp_path):
+    config = small_config(tmp_path)
+    for url, message in (
+        ("nope://bucket/run", "nope:// is not known"),
+        ("az://bucket/run", "needs another package"),
+        (store.url.split("/")[0] + "//", "must name a folder"),
+        (store.url.replace("bucket", "no-such-bucket"), "cannot be written"),
+    ):
+        process = start_program("train", remote(config, url), stderr=-1)
+        stdout, stderr = process.communicate(timeout=120)
+        assert_refusal(process.returncode, stdout, stderr, message)
