@@ -25,6 +25,7 @@ COMMANDS = {
     "networks": "accelerator.py networks --target h100:4",
     "resnet18": "step.py --network resnet18",
     "resnet101": "step.py --network resnet101",
+    "bucket": "bucket.py",
 }
 
 

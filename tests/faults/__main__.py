@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from tests.faults import clock, damage, disk, fuzz, hosts, kills
+from tests.faults import bucket, clock, damage, disk, fuzz, hosts, kills
 from tests.faults.long_run import long_run
 from tests.faults.outcome import HEADER, Fault, Outcome, Row, row
 from tests.faults.runs import Home, differences, end, start
@@ -29,6 +29,7 @@ FAULTS = (
     Fault("kills", 60, kills.kill_chain, per_try=kills.PER_CHAIN),
     Fault("damages", 20, damage.damaged_checkpoint),
     Fault("steps-damages", 6, damage.damaged_steps),
+    Fault("buckets", 50, bucket.lose_machines, per_try=bucket.PER_CHAIN),
     Fault("full", 10, disk.full_disk),
     Fault("clocks", 2, clock.jumping_clock),
     Fault("lost-hosts", 6, hosts.lost_host, is_alone=True),
@@ -36,6 +37,7 @@ FAULTS = (
 )
 TITLES = {
     "damages": "damaged checkpoints", "steps-damages": "damaged steps.csv", "full": "full disks",
+    "buckets": "lost machines, bucket",
     "clocks": "clocks that jump", "lost-hosts": "lost hosts", "ctrl-c": "Ctrl-C",
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Configs of four small stages, chained as in the notebook, in `run` of the working folder.
 
-The network is the tiny one, so that fifty kills do not take a day. FAULTS_NETWORK=whole selects
-ResNet50. Everything else is the real program.
+FAULTS_RUNS names another folder, or a bucket. The network is the tiny one, so that fifty kills do
+not take a day. FAULTS_NETWORK=whole selects ResNet50. Everything else is the real program.
 """
 
 import os
@@ -20,8 +20,9 @@ def get_config(stage: str = "") -> ConfigDict:
         config.stages = tuple(f"{__file__}:{name}" for name in STAGES)
         return config
     before = STAGES[: STAGES.index(stage)]
-    config.workdir = f"run/{stage}"
-    config.init_from = f"run/{before[-1]}" if before else ""
+    runs = os.environ.get("FAULTS_RUNS", "run")
+    config.workdir = f"{runs}/{stage}"
+    config.init_from = f"{runs}/{before[-1]}" if before else ""
     config.checkpoint = "latest"
     config.data.root = "chips"
     config.data.cache = "run/cache"

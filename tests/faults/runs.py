@@ -24,7 +24,7 @@ from tests.support import ROOT, TIMES
 CONFIG = Path(__file__).with_name("chain.py")
 COMPILED = "compiled"  # the cache of compiled programs, beside the homes
 TIMED = {"history.png", "report.html"}  # these files show times
-UNCOMPARED = {".lock", "checkpoints", "config.json"}
+UNCOMPARED = {".bucket.json", ".lock", ".upload", "checkpoints", "config.json"}
 TABLES = {"steps.csv", "history.csv"}
 
 

@@ -36,7 +36,7 @@ def test_values_that_fit_nowhere_are_refused(name, value):
 def test_the_harness(tmp_path):
     """Try each fault of `python -m tests.faults`, except the long run and the fuzzing."""
     share = ("--kills=6", "--damages=1", "--steps-damages=1", "--full=1", "--lost-hosts=1",
-             "--clocks=1", "--ctrl-c=1", "--steps=0", "--inputs=0")  # fmt: skip
+             "--clocks=1", "--ctrl-c=1", "--buckets=5", "--steps=0", "--inputs=0")  # fmt: skip
     ended = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--home", str(tmp_path), *share],
         cwd=ROOT, capture_output=True, text=True, check=False,
