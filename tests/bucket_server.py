@@ -55,9 +55,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            size = int(self.headers.get("Content-Length", 0))
+            content = self.rfile.read(size)
+            if len(content) < size:  # the client was killed; a store drops what it has sent
+                raise ConnectionAbortedError
+            return content
         content = b""
-        while size := int(self.rfile.readline().split(b";")[0], 16):
+        while size := int(self.rfile.readline().split(b";")[0], 16):  # ValueError: killed
             content += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()

@@ -34,7 +34,9 @@ from tests.support import (
 
 # aiohttp's advice to gcsfs
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-both = pytest.mark.parametrize("store", ["s3", "gs"], indirect=True)
+both = pytest.mark.parametrize(
+    "store", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture
@@ -145,6 +147,7 @@ def test_a_run_in_a_bucket_is_the_local_one_on_any_machine(
     assert "this run is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_lost_loses_the_steps_since_the_last_upload(store, machine, tmp_path):
     """The program is killed in its third upload or so, and its local folder is deleted."""
     local = small_config(tmp_path, **{"train.save_every": 2})
@@ -201,6 +204,7 @@ def test_an_outage_delays_the_upload_and_not_the_run(
     assert_same_run(local_path(store.url), Path(untouched.workdir))
 
 
+@pytest.mark.slow
 def test_an_outage_that_ends_is_made_up_for(store, machine, untouched, monkeypatch, capsys):
     fetch = mirror.fetch_locked
 
@@ -232,6 +236,7 @@ def test_sigterm_saves_uploads_and_gives_the_lease_back(store, machine, untouche
     assert require_checkpoint(local_path(store.url), "latest").metadata.step == step
 
 
+@pytest.mark.slow
 def test_damage_in_the_bucket_falls_back_and_a_half_checkpoint_does_not_count(
     store, machine, untouched, each_save, capsys
 ):
