@@ -77,10 +77,11 @@ def _with_buckets(command: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+@on_main
 def _fetch_before(config: ConfigDict) -> None:
     """Fetch the weights of `init_from` if it is in a bucket and this run needs them to start."""
     if not list_steps(local_path(config.workdir) / "checkpoints" / "latest"):
-        on_main(fetch)(config.init_from, ("latest",))
+        fetch(config.init_from, ("latest",), newest_only=True)
 
 
 def prepare(config: ConfigDict) -> Dataset:

@@ -1,5 +1,6 @@
 """Check what a single option's type and bounds cannot say: conflicts, and the form of its text."""
 
+import itertools
 import os
 import re
 
@@ -36,9 +37,11 @@ def checked_url(name: str, url: str) -> str:
     Raises:
       BadInput: the URL names no folder.
     """
-    parts = url.partition("://")[2].strip("/").split("/")
-    if not parts[0] or {"", ".", ".."} & set(parts):
-        raise BadInput(f"config.{name} = {url!r} must name a folder, as gs://BUCKET/NAME does")
+    path = url.partition("://")[2].strip("/")
+    if not path or {"", ".", ".."} & set(path.split("/")) or set("*?[]") & set(path):
+        raise BadInput(
+            f"config.{name} = {url!r} must name a folder, as gs://BUCKET/NAME does, without * ? [ ]"
+        )
     return url.rstrip("/")
 
 
@@ -52,6 +55,15 @@ def check_start(config: ConfigDict) -> None:
         raise BadInput("config.lr_range.start_lr must be below config.lr_range.end_lr")
     if config.init_from and os.path.realpath(config.init_from) == os.path.realpath(config.workdir):
         raise BadInput("config.init_from is config.workdir itself; set workdir to a new folder")
+    urls = {
+        "workdir": config.workdir, "init_from": config.init_from, "data.root": config.data.root,
+        "predict.folder": config.predict.folder,
+    }  # fmt: skip
+    for outer, inner in itertools.permutations(urls, 2):
+        if is_url(urls[outer]) and urls[inner].startswith(f"{urls[outer]}/"):
+            raise BadInput(
+                f"config.{inner} = {urls[inner]} lies in config.{outer}; keep them side by side"
+            )
     model = config.model
     if model.name == "tiny" and model.weights == "imagenet":
         raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")

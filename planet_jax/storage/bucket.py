@@ -1,8 +1,12 @@
 """Read and write objects of a bucket, or of any other store that fsspec knows, by URL."""
 
+import base64
 import contextlib
+import glob
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +20,8 @@ from planet_jax.runtime.errors import BadInput
 # The clients log each attempt with a traceback, and raise what they log.
 for client in ("gcsfs", "s3fs", "aiobotocore", "fsspec"):
     logging.getLogger(client).setLevel(logging.CRITICAL)
-# gcsfs does not check by itself what arrived.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "file": {"auto_mkdir": True}, "local": {"auto_mkdir": True},
-    "gs": {"consistency": "md5"}, "gcs": {"consistency": "md5"},
-}  # fmt: skip
+FILES = {"file", "local"}
+BLOCK = 2**23  # bytes of one request for a part of a file
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # extras of pyproject.toml
 
 
@@ -29,12 +30,33 @@ class StoreError(BadInput):
 
 
 def local_path(path: str) -> Path:
-    """Return the path itself, or for a URL its local copy: ~/.cache/planet_jax/gs/BUCKET/NAME."""
+    """Return the path itself, or for a URL its local copy, a folder of ~/.cache/planet_jax.
+
+    No local copy is inside of another one.
+    """
     if not is_url(path):
         return Path(path)
-    protocol, _, rest = path.partition("://")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "planet_jax" / protocol.lower() / rest.strip("/")
+    protocol, _, rest = path.rstrip("/").partition("://")
+    servers = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST")]
+    digest = hashlib.sha256("\n".join([protocol.lower(), rest, *servers]).encode()).hexdigest()
+    return cache / "planet_jax" / protocol.lower() / f"{rest.replace('/', '_')[-80:]}-{digest[:8]}"
+
+
+def is_same(path: Path, info: dict[str, Any]) -> bool:
+    """Return whether a file has the size of an object, and its MD5 where the store lists one."""
+    if not path.is_file() or path.stat().st_size != info["size"]:
+        return False
+    expected = ""
+    if "md5Hash" in info:  # GCS, except for composite objects
+        expected = base64.b64decode(info["md5Hash"]).hex()
+    elif re.fullmatch(r'"?[0-9a-f]{32}"?', etag := str(info.get("ETag", ""))):
+        expected = etag.strip('"')  # S3, of an object of one part that KMS does not encrypt
+    if not expected:
+        return True
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return digest.hexdigest() == expected
 
 
 class Bucket:
@@ -57,15 +79,19 @@ class Bucket:
             raise BadInput(f"{url}: {protocol}:// is not known; gs:// and s3:// are") from None
         with self._report("opened"):
             self._files, self._root = fsspec.core.url_to_fs(
-                self.url, use_listings_cache=False, **OPTIONS.get(protocol, {})
+                self.url,
+                use_listings_cache=False,
+                **({"auto_mkdir": True} if protocol in FILES else {}),
             )
+        # gcsfs does not compare by itself what arrived with what was sent.
+        self._checks = {"consistency": "md5"} if protocol in ("gs", "gcs") else {}
 
-    def list(self) -> dict[str, dict[str, Any]]:
-        """Return `{name: {"size": bytes, ...}}` of all objects; the folder may be missing."""
+    def list(self, folder: str = "") -> dict[str, dict[str, Any]]:
+        """Return `{name: {"size": bytes, ...}}` of all objects of a folder; it may be missing."""
         with self._report("read"):
             self._files.invalidate_cache()
             try:
-                found = self._files.find(self._root, detail=True)
+                found = self._files.find(self._path(folder), detail=True)
             except FileNotFoundError:
                 return {}
         return {
@@ -78,7 +104,10 @@ class Bucket:
         """Return what the store knows about an object: "size" in bytes, perhaps its MD5."""
         with self._report("read", name):
             self._files.invalidate_cache()
-            return dict(self._files.info(self._path(name)))
+            info = dict(self._files.info(self._path(name)))
+            if not isinstance(info.get("size"), int):
+                raise ValueError("the server does not say how large it is")
+            return info
 
     def read(self, name: str) -> bytes:
         """Return the content of a small object."""
@@ -95,11 +124,10 @@ class Bucket:
 
     def download_rest(self, name: str, part: Path, size: int) -> Iterator[int]:
         """Append what a partial file does not have yet; yield the bytes of each block."""
-        block = 2**23
         with self._report("read", name), part.open("ab") as file:
             while (begin := file.tell()) < size:
                 content = self._files.cat_file(
-                    self._path(name), start=begin, end=min(begin + block, size)
+                    self._path(name), start=begin, end=min(begin + BLOCK, size)
                 )
                 if not content:
                     raise OSError(f"ends after {begin} of {size} bytes")
@@ -110,8 +138,8 @@ class Bucket:
     def upload(self, path: Path, name: str) -> None:
         """Write a file to an object. In a bucket it appears whole, or not at all."""
         with self._report("written", name):
-            if "file" not in self._files.protocol:
-                self._files.put_file(str(path), self._path(name))
+            if not FILES & set(self._files.protocol):
+                self._files.put_file(str(path), self._path(name), **self._checks)
                 return
             temporary = f"{self._path(name)}.part"
             self._files.put_file(str(path), temporary)
@@ -120,7 +148,7 @@ class Bucket:
     def write(self, name: str, content: bytes) -> None:
         """Write a small object."""
         with self._report("written", name):
-            self._files.pipe_file(self._path(name), content)
+            self._files.pipe_file(self._path(name), content, **self._checks)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a small object that must be new; return False if it exists already.
@@ -129,7 +157,7 @@ class Bucket:
         """
         with self._report("written", name):
             try:
-                self._files.pipe_file(self._path(name), content, mode="create")
+                self._files.pipe_file(self._path(name), content, mode="create", **self._checks)
             except FileExistsError:
                 return False
             except Exception as error:
@@ -137,11 +165,6 @@ class Bucket:
                     return False
                 raise
         return True
-
-    def exists(self, name: str) -> bool:
-        """Return whether an object exists."""
-        with self._report("read", name):
-            return bool(self._files.exists(self._path(name)))
 
     def modified(self, name: str) -> datetime:
         """Return when an object was last written, by the store's clock."""
@@ -152,9 +175,16 @@ class Bucket:
     def remove(self, names: Iterable[str]) -> None:
         """Delete objects; those that are gone already are no error."""
         paths = [self._path(name) for name in names]
-        with self._report("written"), contextlib.suppress(FileNotFoundError):
-            if paths:
-                self._files.rm(paths)
+        single = [path for path in paths if glob.has_magic(path)]  # `rm` would expand it
+        with self._report("written"):
+            try:
+                if many := [path for path in paths if path not in single]:
+                    self._files.rm(many)
+            except FileNotFoundError:  # some stores stop at it
+                single = paths
+            for path in single:
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.rm_file(path)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

@@ -37,20 +37,27 @@ class Lease:
           BadInput: another machine holds it; the message names the machine.
           StoreError: the store does not answer, or refuses.
         """
-        older = [name for name in self._bucket.list() if _number(name)]
-        newest = max(older, key=_number, default="")
-        if newest:
-            self._require_free(newest)
-        self._name = f"{FOLDER}/{_number(newest) + 1}"
-        if not self._bucket.create(self._name, self._content):
+        older = self._leases()
+        if older:
+            self._require_free(older[-1])
+        self._name = f"{FOLDER}/{_number(older[-1]) + 1 if older else 1}"
+        # The client repeats a request whose answer was lost: the object may be our own.
+        is_new = self._bucket.create(self._name, self._content)
+        if not is_new and self._about(self._name).get("owner") != self._owner:
             raise self._refusal(self._name, "just now")
-        self._bucket.remove(older)
+        with contextlib.suppress(StoreError):  # perhaps it may not be deleted
+            self._bucket.remove(older)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
+    def _leases(self) -> list[str]:
+        return sorted(filter(_number, self._bucket.list(FOLDER)), key=_number)
+
     def _require_free(self, name: str) -> None:
-        if self._about(name).get("owner") == self._owner:
-            return  # of an earlier process, which has ended, because the local copy is locked
+        about = self._about(name)
+        # An earlier process of this local copy has ended, because the copy is locked.
+        if about.get("released") or about.get("owner") == self._owner:
+            return
         probe = f"{FOLDER}/now-{uuid.uuid4().hex}"
         self._bucket.write(probe, b"")
         age = self._bucket.modified(probe) - self._bucket.modified(name)
@@ -74,7 +81,7 @@ class Lease:
 
     def is_lost(self) -> bool:
         """Return whether another machine took the lease, after it could not be renewed."""
-        return self._bucket.exists(f"{FOLDER}/{_number(self._name) + 1}")
+        return any(_number(name) > _number(self._name) for name in self._leases())
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEWED):
@@ -82,11 +89,14 @@ class Lease:
                 self._bucket.write(self._name, self._content)
 
     def release(self) -> None:
-        """Give the lease back, so that another machine can continue at once."""
+        """Give the lease back, so that another machine can continue at once.
+
+        The object stays, so that no number is used twice.
+        """
         self._stop.set()
-        self._thread.join(5)  # seconds; a renewal that comes later would bring the object back
+        self._thread.join(5)  # seconds; a renewal that comes later would take it again
         with contextlib.suppress(StoreError):
-            self._bucket.remove([self._name])
+            self._bucket.write(self._name, json.dumps({"released": True}).encode())
 
 
 def _number(name: str) -> int:

@@ -17,12 +17,13 @@ import uuid
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from planet_jax.conflicts import is_url
 from planet_jax.runtime.errors import BadInput
 from planet_jax.runtime.files import DIGESTS, find_damage, lock_folder, replace, write_json
 from planet_jax.runtime.progress import notify, progress
-from planet_jax.storage.bucket import Bucket, StoreError, local_path
+from planet_jax.storage.bucket import Bucket, StoreError, is_same, local_path
 from planet_jax.train.checkpoint import list_steps
 
 KINDS = ("best", "latest")  # in the order of uploads: a `latest` needs the `best` before it
@@ -38,12 +39,14 @@ class Record:
     Attributes:
       owner: a random name of this copy, for the lease.
       objects: what this copy wrote or read; "" of a checkpoint that it did not read.
-      strays: other parts of checkpoints: of a machine that was lost, or damaged.
+      damaged: folders of damaged checkpoints.
+      strays: parts of checkpoints to delete: damaged, not finished, or newer than `latest`.
     """
 
     run: Path
     owner: str
     objects: Objects
+    damaged: list[str] = dataclasses.field(default_factory=list)
     strays: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -90,27 +93,38 @@ def small_files(run: Path) -> dict[str, Path]:
 
 
 def upload_small(bucket: Bucket, record: Record, folder: Path) -> None:
-    """Upload the small files that changed."""
-    for name, path in small_files(folder).items():
+    """Upload the small files that changed, and delete those that the run has no longer."""
+    files = small_files(folder)
+    for name, path in files.items():
         digest = sha256(path.read_bytes())
         if record.objects.get(name) != digest:
             bucket.upload(path, name)
             record.objects[name] = digest
+    gone = [name for name in record.objects if is_small(name) and name not in files]
+    bucket.remove(gone)
+    for name in gone:
+        del record.objects[name]
 
 
-def fetch(url: str, kinds: Sequence[str] = KINDS) -> None:
+def fetch(url: str, kinds: Sequence[str] = KINDS, newest_only: bool = False) -> None:
     """Bring the local copy of a run up to date with its bucket; do nothing for a local path.
 
     A copy that a process of this machine trains in is left as it is.
 
     Raises:
-      BadInput: the bucket was emptied, but not the local copy.
+      BadInput: the bucket was emptied, but not the local copy; with `newest_only`, the newest
+        checkpoint is damaged.
       StoreError: the store does not answer, or refuses.
     """
     if not is_url(url):
         return
     with contextlib.suppress(BlockingIOError), lock_folder(local_path(url), wait=False):
-        fetch_locked(Bucket(url), local_path(url), kinds)
+        record = fetch_locked(Bucket(url), local_path(url), kinds)
+        if newest_only and record.damaged:
+            raise BadInput(
+                f"{url}/{record.damaged[0]}: this checkpoint is damaged; remove it from the bucket "
+                "to start from the older one"
+            )
 
 
 def publish(url: str) -> None:
@@ -149,23 +163,35 @@ def fetch_locked(bucket: Bucket, run: Path, kinds: Sequence[str] = KINDS) -> Rec
         _empty(run, bucket.url)  # another machine has trained, or nothing is here yet
         record.objects.clear()
     record.objects = {name: sha for name, sha in record.objects.items() if name in names}
-    wanted = [name for name in names if is_small(name) and not (run / name).exists()]
+    wanted = [name for name in names if is_small(name) and _is_newer(names[name], record, name)]
     _download(bucket, {name: run / name for name in wanted})
     record.objects |= {name: sha256((run / name).read_bytes()) for name in wanted} | seen
     last = newest[-1][0] if newest else 0
-    damaged = [
-        name for kind in kinds for name in _fetch_checkpoint(bucket, record, names, kind, last)
-    ]
-    whole = [f"{folder}/" for kind in KINDS for *_, folder in committed(names, kind)]
-    whole = [folder for folder in whole if folder not in damaged]
+    for kind in kinds:
+        _fetch_checkpoint(bucket, record, names, kind, last)
+    whole = tuple(
+        f"{folder}/" for kind in KINDS for step, _, folder in committed(names, kind)
+        if step <= last and folder not in record.damaged
+    )  # fmt: skip
     for name in names:
         if name.startswith("checkpoints/") and name not in record.objects:
-            if name.startswith(tuple(whole)):
+            if name.startswith(whole):
                 record.objects[name] = ""  # an older checkpoint, which was not read
             else:
                 record.strays.append(name)
     record.write()
     return record
+
+
+def _is_newer(info: dict[str, Any], record: Record, name: str) -> bool:
+    """Return whether the bucket has another version of a file than this copy, which is unchanged.
+
+    A file that this copy knew and has no longer was removed on purpose.
+    """
+    path, known = record.run / name, record.objects.get(name)
+    if not path.exists():
+        return known is None
+    return not is_same(path, info) and sha256(path.read_bytes()) == known
 
 
 def _empty(run: Path, url: str) -> None:
@@ -180,17 +206,13 @@ def _empty(run: Path, url: str) -> None:
 
 def _fetch_checkpoint(
     bucket: Bucket, record: Record, names: Collection[str], kind: str, last: int
-) -> list[str]:
-    """Download the newest whole checkpoint of a kind up to step `last`, unless one is here.
-
-    Returns the folders of damaged checkpoints.
-    """
-    damaged: list[str] = []
+) -> None:
+    """Download the newest whole checkpoint of a kind up to step `last`, unless one is here."""
     folder = record.run / "checkpoints" / kind
     candidates = [c for c in committed(names, kind) if c[0] <= last]
     for step, _, name in reversed(candidates):
         if any(not find_damage(folder / str(s)) for s in list_steps(folder) if s >= step):
-            break
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
             new = Path(temporary) / str(step)
@@ -199,16 +221,15 @@ def _fetch_checkpoint(
             if damage := find_damage(new):
                 notify(f"{bucket.url}/{name}: this checkpoint is damaged: {damage}")
                 record.objects.pop(f"{name}/{DIGESTS}", None)
-                damaged.append(f"{name}/")
+                record.damaged.append(name)
                 continue
             replace(new, folder / str(step))
         record.objects |= checkpoint_objects(folder / str(step), name)
-        break
-    if candidates and len(damaged) == len(candidates):
+        return
+    if candidates and kind == "latest":
         raise BadInput(
-            f"{bucket.url}: every {kind} checkpoint is damaged; remove this folder to restart"
+            f"{bucket.url}: every latest checkpoint is damaged; remove this folder to restart"
         )
-    return damaged
 
 
 def _digests(bucket: Bucket, name: str) -> dict[str, str]:
@@ -218,7 +239,7 @@ def _digests(bucket: Bucket, name: str) -> dict[str, str]:
     except (ValueError, RecursionError):
         content = {}
     names = content if isinstance(content, dict) else {}
-    return {file: digest for file, digest in names.items() if ".." not in file.split("/")}
+    return {file: digest for file, digest in names.items() if not {"", ".."} & set(file.split("/"))}
 
 
 def checkpoint_objects(local: Path, name: str) -> Objects:

@@ -17,7 +17,7 @@ from planet_jax.runtime.errors import RunFailed
 from planet_jax.runtime.files import DIGESTS
 from planet_jax.runtime.progress import notify
 from planet_jax.runtime.signals import Stopped, defer_sigterm
-from planet_jax.storage.bucket import Bucket, local_path
+from planet_jax.storage.bucket import Bucket, StoreError, local_path
 from planet_jax.storage.lease import Lease
 from planet_jax.train.bucket_run import (
     KINDS,
@@ -55,7 +55,7 @@ class Mirror:
         self._next: Path | None = None  # the folder of links to upload next
         self._busy = self._hurry = False
         self._failure = ""
-        self._lost = self._is_closed = False
+        self._lost = self._is_closed = self._keeps_all = False
         shutil.rmtree(self.run / FOLDER, ignore_errors=True)
         threading.Thread(target=self._work, name="uploads", daemon=True).start()
 
@@ -89,9 +89,9 @@ class Mirror:
             return not self._is_behind()
 
     def close(self) -> None:
-        """End the thread after its current upload."""
+        """End the thread after its current request."""
         with self._changed:
-            self._is_closed = True
+            self._is_closed, self._next = True, None
             self._changed.notify_all()
 
     def _is_behind(self) -> bool:
@@ -157,6 +157,7 @@ class Mirror:
 
     def _upload(self, folder: Path) -> None:
         """Upload the small files, then `best`, then `latest`, each digests.json last; clean up."""
+        self._require_lease()
         upload_small(self._bucket, self._record, folder)
         for kind in KINDS:
             for step in list_steps(folder / "checkpoints" / kind):
@@ -181,9 +182,18 @@ class Mirror:
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(upload, missing))
-        if self._lease.is_lost():
+        self._require_lease()
+        objects[last] = new[last]
+        self._record.write()  # before the upload: a kill between both must not lose the local copy
+        try:
+            upload(last)
+        except StoreError:
+            del objects[last]
+            raise
+
+    def _require_lease(self) -> None:
+        if self._is_closed or self._lease.is_lost():  # closed: the lease is given back
             raise LeaseLost
-        upload(last)
 
     def _remove_older(self) -> None:
         """Delete all but the newest checkpoints of each kind, and parts of those never finished."""
@@ -197,8 +207,14 @@ class Mirror:
         ]  # fmt: skip
         old += [name for name in self._record.strays if name not in self._record.objects]
         # The marks go first: what is left of a checkpoint without its mark does not count.
-        self._bucket.remove(name for name in old if name.endswith(f"/{DIGESTS}"))
-        self._bucket.remove(name for name in old if not name.endswith(f"/{DIGESTS}"))
+        try:
+            self._bucket.remove(name for name in old if name.endswith(f"/{DIGESTS}"))
+            self._bucket.remove(name for name in old if not name.endswith(f"/{DIGESTS}"))
+        except StoreError as error:
+            if not self._keeps_all:
+                notify(f"{error}; older checkpoints stay in the bucket")
+            self._keeps_all = True
+            return
         for name in old:
             self._record.objects.pop(name, None)
         self._record.strays.clear()
@@ -238,7 +254,7 @@ def mirrored(url: str, train: ConfigDict) -> Iterator[Mirror]:
             yield mirror
         except Stopped as stopped:
             _stop(mirror, stopped, train.grace_seconds)
-        except RunFailed:
+        except Exception:
             mirror.drain(train.grace_seconds)
             raise
         mirror.add()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tests.bucket_server import serve
 from tests.faults.chain import STAGES
@@ -15,9 +16,10 @@ from tests.support import ROOT
 PER_CHAIN = 5
 MOST_WRITES = 300  # about those of one stage
 KINDS = ("s3", "gs")
-EXPIRE = (  # a lease of a process that was killed, which the next machine would wait for
-    "import sys; from planet_jax.storage.bucket import Bucket; bucket = Bucket(sys.argv[1]); "
-    "bucket.remove([name for name in bucket.list() if '/.lease/' in f'/{name}'])"
+EXPIRE = (  # the lease of a process that was killed: the next machine would wait for its end
+    "import sys; from planet_jax.storage.bucket import Bucket; "
+    "buckets = [Bucket(f'{sys.argv[1]}/{stage}') for stage in sys.argv[2:]]; "
+    "[b.write(name, b'{\"released\": true}') for b in buckets for name in b.list('.lease')]"
 )
 
 
@@ -30,7 +32,7 @@ def lose_machines(home: Home, rng: Rng, number: int) -> Outcome:
     notes: list[str] = []
     kind = KINDS[number % 2]
     url = f"{kind}://bucket/chain{number}"
-    cache = home.folder.parent / COMPILED / "planet_jax" / kind / "bucket" / f"chain{number}"
+    cache = home.folder.parent / COMPILED / "planet_jax" / kind
     with serve(kind) as (proxy, environment):
         environment |= {"FAULTS_RUNS": url}
         for i in range(PER_CHAIN):
@@ -50,15 +52,21 @@ def lose_machines(home: Home, rng: Rng, number: int) -> Outcome:
             notes.append(f"in an upload to {kind}" if i % 2 else f"at any moment, {kind}")
             print(f"  {notes[-1]}: status {process.returncode}", flush=True)
             home.clear()
-            shutil.rmtree(cache, ignore_errors=True)
+            _remove_copies(cache, number)
             proxy.fault, proxy.writes_until_fault = "", -1
             subprocess.run(
-                [sys.executable, "-c", EXPIRE, url], cwd=ROOT, check=True,
+                [sys.executable, "-c", EXPIRE, url, *STAGES], cwd=ROOT, check=True,
                 env=os.environ | environment | {"JAX_PLATFORMS": "cpu"},
             )  # fmt: skip
         ended = end(home.start(**environment))
         for stage in STAGES if ended.status == 0 else ():
-            shutil.move(cache / stage, home.run / stage)
+            (copy,) = cache.glob(f"bucket_chain{number}_{stage}-*")
+            shutil.move(copy, home.run / stage)
         problem = home.problem(ended)
-        shutil.rmtree(cache, ignore_errors=True)
+        _remove_copies(cache, number)
     return Outcome(problem, PER_CHAIN, notes)
+
+
+def _remove_copies(cache: Path, number: int) -> None:
+    for copy in cache.glob(f"bucket_chain{number}_*"):
+        shutil.rmtree(copy)

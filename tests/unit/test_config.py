@@ -261,6 +261,8 @@ def test_paths_know_the_home_and_variables(monkeypatch, tmp_path):
     for path, message in {
         "gs://": "config.workdir = 'gs://' must name a folder",
         "gs://bucket/../run": "must name a folder",
+        "gs://bucket/run[1]": "must name a folder",
+        "gs://bucket": "config.data.root = gs://bucket/chips lies in config.workdir",
         "$UNSET/run": r"\$UNSET is not known here",
         "~no_such_user_1/run": "~no_such_user_1 is not known here",
     }.items():
