@@ -24,7 +24,7 @@ def fetch_files(url: str, again: bool = False) -> None:
     ones deleted. Processes of one machine fetch one after the other, so the first serves all.
 
     Raises:
-      BadInput: nothing is there, or a file that arrived is not the one that was sent.
+      BadInput: nothing is there, or an archive cannot be unpacked.
       StoreError: the store does not answer, or refuses.
       OSError: the disk is full.
     """
@@ -90,8 +90,13 @@ def _fetch_archive(url: str, local: Path) -> None:
                 shutil.unpack_archive(archive, temporary)
             else:
                 shutil.unpack_archive(archive, temporary, filter="data")
-    except (shutil.ReadError, OSError, ValueError, EOFError) as error:
-        archive.unlink(missing_ok=True)
+            if not any(path.is_file() for path in temporary.rglob("*")):
+                raise ValueError("it holds no files")
+    except Exception as error:  # damaged bytes raise many types
+        if isinstance(error, OSError) and error.errno:  # of the disk
+            archive.rename(part)
+            raise
+        archive.unlink()
         raise BadInput(f"{url}: cannot be unpacked ({error})") from None
     archive.unlink()
     for path in _single_folder(local / "unpacked").iterdir():

@@ -1,5 +1,6 @@
 """Runs and data in a bucket, against an S3 server and a GCS emulator on the loopback."""
 
+import gzip
 import io
 import json
 import os
@@ -395,11 +396,15 @@ def test_data_come_from_a_bucket_once(store, machine, tmp_path, monkeypatch):
     with zipfile.ZipFile(evil, "w") as file:
         file.writestr("../../evil.csv", "x")
     parent.write("evil.zip", evil.getvalue())
-    fetch_files(f"{store.url}/evil.zip")
+    with pytest.raises(BadInput, match=r"evil\.zip: cannot be unpacked \(it holds no files"):
+        fetch_files(f"{store.url}/evil.zip")
     assert not list((tmp_path / "machines").rglob("evil.csv"))
-    parent.write("cut.zip", archive.read_bytes()[:500])
-    with pytest.raises(BadInput, match=r"cut\.zip: cannot be unpacked"):
-        fetch_files(f"{store.url}/cut.zip")
+    packed = bytearray(gzip.compress(bytes(10**5)))
+    packed[40] ^= 255
+    for name, content in {"cut.zip": archive.read_bytes()[:500], "bad.tar.gz": packed}.items():
+        parent.write(name, bytes(content))
+        with pytest.raises(BadInput, match=rf"{name}: cannot be unpacked"):
+            fetch_files(f"{store.url}/{name}")
 
 
 def test_wrong_urls_end_with_one_line(store, machine, tmp_path):
