@@ -1,7 +1,4 @@
-"""Defer SIGTERM until a training loop has saved; otherwise SIGTERM and Ctrl-C end the process.
-
-Every file is written whole or not at all (`files`), so a process may end at any other moment.
-"""
+"""Defer SIGTERM until a training loop has saved; otherwise it and Ctrl-C end the process."""
 
 import contextlib
 import signal
@@ -11,14 +8,11 @@ from collections.abc import Iterator
 
 
 class Stopped(SystemExit):
-    """SIGTERM ended the training loop after a save; a shell reports SIGTERM as this status.
-
-    `seen_at` is the time of the monotonic clock at which the loop saw the signal.
-    """
+    """SIGTERM ended the training loop after a save; a shell reports SIGTERM as this status."""
 
     def __init__(self) -> None:
         super().__init__(143)
-        self.seen_at = time.monotonic()
+        self.seen_at = time.monotonic()  # when the loop saw the signal
 
 
 @contextlib.contextmanager

@@ -150,11 +150,11 @@ def test_a_run_in_a_bucket_is_the_local_one_on_any_machine(
 
 @pytest.mark.slow
 def test_a_machine_that_is_lost_loses_the_steps_since_the_last_upload(store, machine, tmp_path):
-    """The program is killed in its third upload or so, and its local folder is deleted."""
+    """The program is killed in its second upload or so, and its local folder is deleted."""
     local = small_config(tmp_path, **{"train.save_every": 2})
     finish(start_program("train", local))
     config = remote(local, store.url)
-    store.writes_until_fault = 60
+    store.writes_until_fault = 40
     process = start_program("train", config)
     while not store.fault and process.poll() is None:
         time.sleep(0.01)
@@ -166,7 +166,7 @@ def test_a_machine_that_is_lost_loses_the_steps_since_the_last_upload(store, mac
     machine("second")
     Bucket(store.url).remove(name for name in names if name.startswith(lease.FOLDER))  # expired
     output = finish(start_program("train", config))
-    if known:
+    if known and known[-1][0] < 10:
         assert f"resuming after step {known[-1][0]} of 10" in output
     assert_same_run(local_path(store.url), Path(local.workdir))
     assert not fetched(store.url).strays
