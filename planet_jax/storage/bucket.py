@@ -32,7 +32,7 @@ class StoreError(BadInput):
 def local_path(path: str) -> Path:
     """Return the path itself, or for a URL its local copy, a folder of ~/.cache/planet_jax.
 
-    No local copy is inside of another one.
+    It has the URL's last name. No local copy is inside of another one.
     """
     if not is_url(path):
         return Path(path)
@@ -40,7 +40,9 @@ def local_path(path: str) -> Path:
     protocol, _, rest = path.rstrip("/").partition("://")
     servers = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST")]
     digest = hashlib.sha256("\n".join([protocol.lower(), rest, *servers]).encode()).hexdigest()
-    return cache / "planet_jax" / protocol.lower() / f"{rest.replace('/', '_')[-80:]}-{digest[:8]}"
+    parent, _, name = rest.rpartition("/")
+    folder = f"{parent.replace('/', '_')[-80:]}-{digest[:8]}"
+    return cache / "planet_jax" / protocol.lower() / folder / name
 
 
 def is_same(path: Path, info: dict[str, Any]) -> bool:

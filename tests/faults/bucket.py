@@ -60,7 +60,7 @@ def lose_machines(home: Home, rng: Rng, number: int) -> Outcome:
             )  # fmt: skip
         ended = end(home.start(**environment))
         for stage in STAGES if ended.status == 0 else ():
-            (copy,) = cache.glob(f"bucket_chain{number}_{stage}-*")
+            (copy,) = cache.glob(f"bucket_chain{number}-*/{stage}")
             shutil.move(copy, home.run / stage)
         problem = home.problem(ended)
         _remove_copies(cache, number)
@@ -68,5 +68,5 @@ def lose_machines(home: Home, rng: Rng, number: int) -> Outcome:
 
 
 def _remove_copies(cache: Path, number: int) -> None:
-    for copy in cache.glob(f"bucket_chain{number}_*"):
+    for copy in cache.glob(f"bucket_chain{number}-*"):
         shutil.rmtree(copy)
