@@ -162,10 +162,6 @@ class Bucket:
                 self._files.pipe_file(self._path(name), content, mode="create", **self._checks)
             except FileExistsError:
                 return False
-            except Exception as error:
-                if "412" in str(error) or "PreconditionFailed" in str(error):
-                    return False
-                raise
         return True
 
     def modified(self, name: str) -> datetime:
