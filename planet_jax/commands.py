@@ -3,13 +3,12 @@
 In a run of several processes all processes compute, and only the main process writes and prints.
 """
 
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -37,11 +36,9 @@ from planet_jax.score import metrics
 from planet_jax.storage.bucket import local_path
 from planet_jax.train import loop
 from planet_jax.train import lr_range as range_test
-from planet_jax.train.bucket_run import fetch, publish
-from planet_jax.train.checkpoint import list_steps
 from planet_jax.train.mirror import Mirror
 from planet_jax.train.resume import check_chips, is_finished
-from planet_jax.train.run_folder import check_writable, training_folder
+from planet_jax.train.run_folder import check_writable, training_folder, with_buckets
 from planet_jax.train.stage import make_stage
 from planet_jax.train.start import (
     Start,
@@ -54,34 +51,7 @@ from planet_jax.train.start import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
-T = TypeVar("T")
 JOURNEY_RESULTS = ("metrics.json", "predictions.csv", "submission.csv")
-
-
-def _with_buckets(command: Callable[P, T]) -> Callable[P, T]:
-    """Fetch the runs that a command reads if they are in a bucket; upload what it writes."""
-
-    @functools.wraps(command)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        config = args[0] if args else kwargs["config"]
-        assert isinstance(config, ConfigDict)
-        on_main(fetch)(config.workdir)
-        _fetch_before(config)
-        for run in config.score.ensemble:
-            on_main(fetch)(run, (config.checkpoint,))
-        result = command(*args, **kwargs)
-        on_main(publish)(config.workdir)
-        return result
-
-    return call
-
-
-@on_main
-def _fetch_before(config: ConfigDict) -> None:
-    """Fetch the weights of `init_from` if it is in a bucket and this run needs them to start."""
-    if not list_steps(local_path(config.workdir) / "checkpoints" / "latest"):
-        fetch(config.init_from, ("latest",), newest_only=True)
 
 
 def prepare(config: ConfigDict) -> Dataset:
@@ -103,7 +73,6 @@ def prepare(config: ConfigDict) -> Dataset:
 def train(config: ConfigDict) -> None:
     """Train or resume the stage in config.workdir; a finished stage is not trained again."""
     with training_folder(config) as mirror:
-        _fetch_before(config)
         _train(config, find_start(config), mirror)
 
 
@@ -156,7 +125,7 @@ def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
         )
 
 
-@_with_buckets
+@with_buckets
 def show_batch(config: ConfigDict) -> "Figure":
     """Draw the first 16 chips of the first training batch, augmented, to show_batch.png."""
     from planet_jax.results import pictures  # matplotlib is slow to import
@@ -175,7 +144,7 @@ def show_batch(config: ConfigDict) -> "Figure":
     return figure
 
 
-@_with_buckets
+@with_buckets
 def lr_range(config: ConfigDict) -> "Figure":
     """Run the LR-range test from the stage's start; write lr_range.csv and lr_range.png."""
     from planet_jax.results import pictures  # matplotlib is slow to import
@@ -200,7 +169,7 @@ def lr_range(config: ConfigDict) -> "Figure":
     return figure
 
 
-@_with_buckets
+@with_buckets
 def evaluate(config: ConfigDict) -> dict[str, Any]:
     """Score the run, or the average of score.ensemble, and compare decision rules.
 
@@ -234,7 +203,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     return result
 
 
-@_with_buckets
+@with_buckets
 def predict(config: ConfigDict) -> pd.DataFrame:
     """Predict every image of predict.folder (default: test-jpg); write predictions.csv.
 
@@ -281,7 +250,7 @@ def predict(config: ConfigDict) -> pd.DataFrame:
     return table
 
 
-@_with_buckets
+@with_buckets
 def report(config: ConfigDict) -> None:
     """Write report.html, one page that shows the run folder; nothing is computed again."""
     from planet_jax.results.report import page  # as pictures above
@@ -293,7 +262,7 @@ def report(config: ConfigDict) -> None:
     print(f"{run / page.FILE}: open it in a browser")
 
 
-@_with_buckets
+@with_buckets
 def export(config: ConfigDict) -> None:
     """Write workdir/export: weights and a compiled function that run without this package."""
     export_folder.check(config)
@@ -355,7 +324,6 @@ def _journey_stage(config: ConfigDict, is_last: bool) -> None:
     run = local_path(config.workdir)
     print(f"\n== {run}", flush=True)
     with training_folder(config) as mirror:
-        _fetch_before(config)
         start = find_start(config)
         if not start.own:
             show_batch(config)

@@ -1,9 +1,11 @@
-"""Defer SIGTERM until a training loop has saved; otherwise it and Ctrl-C end the process."""
+"""Defer SIGTERM until a training loop has saved; otherwise SIGTERM and Ctrl-C end the process.
+
+Every file is written whole or not at all (`files`), so a process may end at any other moment.
+"""
 
 import contextlib
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 
@@ -12,7 +14,6 @@ class Stopped(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(143)
-        self.seen_at = time.monotonic()  # when the loop saw the signal
 
 
 @contextlib.contextmanager

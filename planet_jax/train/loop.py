@@ -36,8 +36,7 @@ def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -
       Stopped: by SIGTERM, after a save.
     """
     step, state, log, provenance = _begin(stage, run, start)
-    after_save = mirror.add if mirror else None
-    saver = _Saver(stage, run, provenance, log, CheckpointWriter(run, step, after_save), step)
+    saver = _Saver(stage, run, provenance, log, step, mirror)
     batches = stage.train_batches(step)
     with (
         saver.writer,
@@ -48,7 +47,8 @@ def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -
             epoch_ended = step // stage.steps_per_epoch > log.epochs  # epoch not yet scored
             is_best = epoch_ended and _evaluate(stage, run, state, log, sigterm)
             stop = sigterm.is_set() or distributed.stop_requested()
-            stopped = signals.Stopped()  # it holds the time at which the signal was seen
+            if stop and mirror:
+                mirror.start_grace()
             if saver.is_due(step) or (stop and saver.has_unsaved(step)):
                 saver.save(step, state, is_best)
             if stop or step == stage.steps:
@@ -68,7 +68,7 @@ def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -
         distributed.require_same({})  # barrier: only the main process writes
         result = "saved" if step else "nothing to save"
         notify(f"{run}: SIGTERM after step {step}: {result}; repeat the command to continue")
-        raise stopped
+        raise signals.Stopped
 
 
 def _begin(stage: Stage, run: Path, start: Start) -> tuple[int, TrainState, TrainLog, Provenance]:
@@ -109,16 +109,11 @@ class _Saver:
     """Decide when to save, and save what a resumed run needs."""
 
     def __init__(
-        self,
-        stage: Stage,
-        run: Path,
-        provenance: Provenance,
-        log: TrainLog,
-        writer: CheckpointWriter,
-        step: int,
-    ) -> None:
+        self, stage: Stage, run: Path, provenance: Provenance, log: TrainLog, step: int,
+        mirror: Mirror | None,
+    ) -> None:  # fmt: skip
         self.stage, self.run, self.provenance, self.log = stage, run, provenance, log
-        self.writer = writer
+        self.writer = CheckpointWriter(run, step, after_save=mirror.add if mirror else None)
         self._mark_saved(step)
 
     def _mark_saved(self, step: int) -> None:

@@ -5,19 +5,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
 
-from ml_collections import ConfigDict
-
-from planet_jax.runtime.distributed import process_count
 from planet_jax.runtime.errors import RunFailed
 from planet_jax.runtime.files import DIGESTS
 from planet_jax.runtime.progress import notify
-from planet_jax.runtime.signals import Stopped, defer_sigterm
-from planet_jax.storage.bucket import Bucket, StoreError, local_path
+from planet_jax.storage.bucket import Bucket, StoreError
 from planet_jax.storage.lease import Lease
 from planet_jax.train.bucket_run import (
     KINDS,
@@ -25,7 +19,6 @@ from planet_jax.train.bucket_run import (
     Record,
     checkpoint_objects,
     committed,
-    fetch_locked,
     sha256,
     small_files,
     upload_small,
@@ -48,8 +41,9 @@ class Mirror:
     error of the store is reported once and the upload repeated; training is not disturbed.
     """
 
-    def __init__(self, bucket: Bucket, record: Record, lease: Lease) -> None:
+    def __init__(self, bucket: Bucket, record: Record, lease: Lease, grace_seconds: float) -> None:
         self._bucket, self._record, self._lease = bucket, record, lease
+        self._grace_seconds, self._grace_ends = grace_seconds, 0.0
         self.url, self.run = bucket.url, record.run
         self._changed = threading.Condition()
         self._next: Path | None = None  # the folder of links to upload next
@@ -87,6 +81,18 @@ class Mirror:
                     break
                 self._changed.wait(min(left, 0.5))  # a signal does not end the wait
             return not self._is_behind()
+
+    def start_grace(self) -> None:
+        """Count `grace_seconds` from now; only the first call counts."""
+        self._grace_ends = self._grace_ends or time.monotonic() + self._grace_seconds
+
+    def drain_in_grace(self) -> None:
+        """Wait until all is uploaded or the grace ends; print the step that is in the bucket."""
+        is_worth_a_line = self._grace_ends > 0 or self._is_behind()
+        self.start_grace()
+        self.drain(self._grace_ends - time.monotonic())
+        if is_worth_a_line:
+            notify(f"{self.url}: step {self.last_step} is in the bucket{self.reason}")
 
     def close(self) -> None:
         """End the thread after its current request."""
@@ -225,57 +231,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without links
         shutil.copy2(source, target)
-
-
-@contextlib.contextmanager
-def mirrored(url: str, train: ConfigDict) -> Iterator[Mirror]:
-    """Fetch the run of a bucket, and upload what the block saves. Its local copy is locked.
-
-    At the block's end waits for the uploads: `train.upload_minutes`, or what is left of
-    `train.grace_seconds` after a SIGTERM.
-
-    Raises:
-      BadInput: another machine trains there, or the store does not answer at the start.
-      RunFailed: the bucket does not have all at the end.
-    """
-    bucket, run = Bucket(url), local_path(url)
-    record = Record.read(run)
-    record.write()
-    lease = Lease(bucket, record.owner)
-    lease.take()
-    try:
-        mirror = Mirror(bucket, fetch_locked(bucket, run), lease)
-    except BaseException:
-        lease.release()
-        raise
-    notify(f"{url}: the local copy is {run}")
-    try:
-        try:
-            yield mirror
-        except Stopped as stopped:
-            _stop(mirror, stopped, train.grace_seconds)
-        except Exception:
-            mirror.drain(train.grace_seconds)
-            raise
-        mirror.add()
-        with defer_sigterm(enabled=process_count() == 1) as sigterm:
-            is_done = mirror.drain(train.upload_minutes * 60, sigterm)
-            if sigterm.is_set():
-                _stop(mirror, Stopped(), train.grace_seconds)
-        if not is_done:
-            raise RunFailed(
-                f"{url}: the bucket has step {mirror.last_step}, not all of the run{mirror.reason};"
-                f" {run} has it; repeat the command to upload the rest"
-            )
-        mirror.raise_failure()
-    finally:
-        mirror.close()
-        lease.release()
-
-
-def _stop(mirror: Mirror, stopped: Stopped, seconds: float) -> NoReturn:
-    """Upload until some seconds after a SIGTERM; report what the bucket has, and end."""
-    mirror.add()
-    mirror.drain(max(0.0, stopped.seen_at + seconds - time.monotonic()))
-    notify(f"{mirror.url}: step {mirror.last_step} is in the bucket{mirror.reason}")
-    raise stopped

@@ -22,7 +22,7 @@ from planet_jax.storage import bucket as bucket_module
 from planet_jax.storage import lease
 from planet_jax.storage.bucket import Bucket, StoreError, local_path
 from planet_jax.storage.files import fetch_files
-from planet_jax.train import bucket_run, mirror
+from planet_jax.train import bucket_run, mirror, run_folder
 from planet_jax.train.checkpoint import require_checkpoint
 from tests.bucket_server import serve
 from tests.support import (
@@ -184,19 +184,19 @@ def test_an_outage_delays_the_upload_and_not_the_run(
 ):
     """It begins when training does. The first run gives up, and the next uploads the rest."""
     config = remote(untouched, store.url, **{"train.upload_minutes": 0.02})
-    fetch = mirror.fetch_locked
+    fetch = run_folder.fetch_locked
 
     def fetch_then_fail(*args):
         record = fetch(*args)
         store.fault = fault
         return record
 
-    monkeypatch.setattr(mirror, "fetch_locked", fetch_then_fail)
+    monkeypatch.setattr(run_folder, "fetch_locked", fetch_then_fail)
     with pytest.raises(RunFailed, match=r"the bucket has step 0, .*repeat the command"):
         commands.train(config)
     assert "training continues, and the upload is repeated" in capsys.readouterr().err
     store.fault = ""
-    monkeypatch.setattr(mirror, "fetch_locked", fetch)
+    monkeypatch.setattr(run_folder, "fetch_locked", fetch)
     config = remote(untouched, store.url)
     commands.train(config)
     assert "this run is finished" in capsys.readouterr().out
@@ -207,7 +207,7 @@ def test_an_outage_delays_the_upload_and_not_the_run(
 
 @pytest.mark.slow
 def test_an_outage_that_ends_is_made_up_for(store, machine, untouched, monkeypatch, capsys):
-    fetch = mirror.fetch_locked
+    fetch = run_folder.fetch_locked
 
     def fetch_then_fail(*args):
         record = fetch(*args)
@@ -215,11 +215,11 @@ def test_an_outage_that_ends_is_made_up_for(store, machine, untouched, monkeypat
         threading.Timer(3, setattr, (store, "fault", "")).start()
         return record
 
-    monkeypatch.setattr(mirror, "fetch_locked", fetch_then_fail)
+    monkeypatch.setattr(run_folder, "fetch_locked", fetch_then_fail)
     commands.train(remote(untouched, store.url))
     assert re.search(r"reached again; step \d+ is there", capsys.readouterr().err)
     machine("second")
-    monkeypatch.setattr(mirror, "fetch_locked", fetch)
+    monkeypatch.setattr(run_folder, "fetch_locked", fetch)
     commands.train(remote(untouched, store.url))
     assert_same_run(local_path(store.url), Path(untouched.workdir))
 
