@@ -87,10 +87,8 @@ def add_path_to_errors(path: Path) -> Iterator[None]:
 def _is_running(process: str) -> bool:
     try:
         os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:  # another user's process has this id
-        pass
+    except (OSError, ValueError) as error:
+        return isinstance(error, PermissionError)  # another user's process has this id
     return True
 
 
@@ -121,7 +119,7 @@ def seal(folder: Path) -> None:
     files = _files(folder)
     for path in files.values():
         fsync(path)
-    write_json(folder / DIGESTS, {name: _sha256(path) for name, path in files.items()})
+    write_json(folder / DIGESTS, {name: sha256(path) for name, path in files.items()})
 
 
 def find_damage(folder: Path) -> str:
@@ -129,7 +127,7 @@ def find_damage(folder: Path) -> str:
     try:
         text = (folder / DIGESTS).read_text()
         sealed = json.loads(text)
-        actual = {name: _sha256(path) for name, path in _files(folder).items() if name != DIGESTS}
+        actual = {name: sha256(path) for name, path in _files(folder).items() if name != DIGESTS}
         changed = [name for name in sealed.keys() | actual if sealed.get(name) != actual.get(name)]
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
@@ -146,6 +144,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,14 @@ from typing import Any
 
 from planet_jax.conflicts import is_url
 from planet_jax.runtime.errors import BadInput
-from planet_jax.runtime.files import DIGESTS, find_damage, lock_folder, replace, write_json
+from planet_jax.runtime.files import (
+    DIGESTS,
+    find_damage,
+    lock_folder,
+    replace,
+    sha256,
+    write_json,
+)
 from planet_jax.runtime.progress import notify, progress
 from planet_jax.storage.bucket import Bucket, StoreError, is_same, local_path
 from planet_jax.train.checkpoint import list_steps
@@ -63,11 +70,6 @@ class Record:
         write_json(self.run / ".bucket.json", {"owner": self.owner, "objects": dict(self.objects)})
 
 
-def sha256(content: bytes) -> str:
-    """Return the SHA-256 of bytes, as digests.json has it."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def committed(names: Iterable[str], kind: str) -> list[tuple[int, int, str]]:
     """Return (step, time it was saved, folder) of the checkpoints in a bucket, ascending."""
     matches = [match for name in names if (match := COMMITTED.fullmatch(name))]
@@ -96,7 +98,7 @@ def upload_small(bucket: Bucket, record: Record, folder: Path) -> None:
     """Upload the small files that changed, and delete those that the run has no longer."""
     files = small_files(folder)
     for name, path in files.items():
-        digest = sha256(path.read_bytes())
+        digest = sha256(path)
         if record.objects.get(name) != digest:
             bucket.upload(path, name)
             record.objects[name] = digest
@@ -158,14 +160,14 @@ def fetch_locked(bucket: Bucket, run: Path, kinds: Sequence[str] = KINDS) -> Rec
             "copy to start again, or copy its files to the bucket to continue"
         )
     mark = f"{newest[-1][2]}/{DIGESTS}" if newest else ""
-    seen = {mark: sha256(bucket.read(mark))} if mark else {}
+    seen = {mark: hashlib.sha256(bucket.read(mark)).hexdigest()} if mark else {}
     if not seen.items() <= record.objects.items():
         _empty(run, bucket.url)  # another machine has trained, or nothing is here yet
         record.objects.clear()
     record.objects = {name: sha for name, sha in record.objects.items() if name in names}
     wanted = [name for name in names if is_small(name) and _is_newer(names[name], record, name)]
     _download(bucket, {name: run / name for name in wanted})
-    record.objects |= {name: sha256((run / name).read_bytes()) for name in wanted} | seen
+    record.objects |= {name: sha256(run / name) for name in wanted} | seen
     last = newest[-1][0] if newest else 0
     for kind in kinds:
         _fetch_checkpoint(bucket, record, names, kind, last)
@@ -191,7 +193,7 @@ def _is_newer(info: dict[str, Any], record: Record, name: str) -> bool:
     path, known = record.run / name, record.objects.get(name)
     if not path.exists():
         return known is None
-    return not is_same(path, info) and sha256(path.read_bytes()) == known
+    return not is_same(path, info) and sha256(path) == known
 
 
 def _empty(run: Path, url: str) -> None:
@@ -244,9 +246,8 @@ def _digests(bucket: Bucket, name: str) -> dict[str, str]:
 
 def checkpoint_objects(local: Path, name: str) -> Objects:
     """Return the objects of a sealed checkpoint, which has the name `name` in the bucket."""
-    content = (local / DIGESTS).read_bytes()
-    digests = {f"{name}/{file}": digest for file, digest in json.loads(content).items()}
-    return digests | {f"{name}/{DIGESTS}": sha256(content)}
+    digests = json.loads((local / DIGESTS).read_text()) | {DIGESTS: sha256(local / DIGESTS)}
+    return {f"{name}/{file}": digest for file, digest in digests.items()}
 
 
 def _download(bucket: Bucket, files: dict[str, Path]) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from planet_jax.runtime.errors import RunFailed
-from planet_jax.runtime.files import DIGESTS
+from planet_jax.runtime.files import DIGESTS, sha256
 from planet_jax.runtime.progress import notify
 from planet_jax.storage.bucket import Bucket, StoreError
 from planet_jax.storage.lease import Lease
@@ -19,7 +19,6 @@ from planet_jax.train.bucket_run import (
     Record,
     checkpoint_objects,
     committed,
-    sha256,
     small_files,
     upload_small,
 )
@@ -172,7 +171,7 @@ class Mirror:
         self._record.write()
 
     def _upload_checkpoint(self, local: Path, kind: str, step: int) -> None:
-        objects, mark = self._record.objects, sha256((local / DIGESTS).read_bytes())
+        objects, mark = self._record.objects, sha256(local / DIGESTS)
         same = [(n, name) for s, n, name in committed(objects, kind) if s == step]
         if any(objects[f"{name}/{DIGESTS}"] == mark for _, name in same):
             return
