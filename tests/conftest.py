@@ -12,6 +12,7 @@ import threading
 import time
 import types
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from flax import traverse_util
 
 from planet_jax import backend, commands
 from planet_jax.model import classifier, weights
+from planet_jax.train import mirror
+from tests.bucket_server import serve
 from tests.kaggle_server import Kaggle
 from tests.support import ROOT, SHARED, formula, small_config
 
@@ -90,3 +93,28 @@ def kaggle(monkeypatch, tmp_path):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def store(request, monkeypatch, tmp_path):
+    """Serve an empty store; yield its proxy, with the URL of a run as `url`."""
+    kind = getattr(request, "param", "s3")
+    with serve(kind) as (proxy, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(mirror, "FIRST_WAIT", 0.05)
+        fsspec.get_filesystem_class(kind).clear_instance_cache()
+        proxy.url = f"{kind}://bucket/{tmp_path.name}/runs/one"
+        yield proxy
+        proxy.fault = ""
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Return a function that starts on a new machine, or one seen before: another cache."""
+
+    def start(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machines" / name))
+
+    start("first")
+    return start

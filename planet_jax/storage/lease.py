@@ -2,8 +2,7 @@
 
 The lease is the newest object of `.lease/`, numbered from 1. A machine takes it by creating the
 next number, which the store lets one machine do (`Bucket.create`), and renews it by writing it
-again.
-Its age is measured by the store's clock alone.
+again. Its age is measured by the store's clock alone.
 """
 
 import contextlib
