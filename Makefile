@@ -21,8 +21,8 @@ test: setup
 test-integration: setup
 	@$(BIN)/python -m pytest tests/integration
 
-test-all: lint .venv/compilers
-	@$(BIN)/python -m pytest -m ""
+test-all: lint test test-integration .venv/compilers
+	@$(BIN)/python -m pytest -m slow
 
 # Every fault of tests/faults: over an hour on two cores.
 faults: setup

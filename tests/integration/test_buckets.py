@@ -150,7 +150,7 @@ def test_an_outage_delays_the_upload_and_not_the_run(
 
 
 @pytest.mark.slow
-def test_an_outage_that_ends_is_made_up_for(store, machine, untouched, monkeypatch, capsys):
+def test_an_outage_that_ends_loses_nothing(store, machine, untouched, monkeypatch, capsys):
     fetch = run_folder.fetch_locked
 
     def fetch_then_fail(*args):
