@@ -35,8 +35,11 @@ def train(folder: Path, workdir: str, environment: dict[str, str]) -> list[float
         env=os.environ | environment, check=True, capture_output=True,
         cwd=Path(__file__).parents[1],
     )  # fmt: skip
-    local = folder / "xdg" / "planet_jax" / workdir.replace("://", "/")
-    table = pd.read_csv((local if "://" in workdir else Path(workdir)) / "steps.csv")
+    run = Path(workdir)
+    if "://" in workdir:  # the local copy
+        protocol, _, name = workdir.partition("://bucket/")
+        run = next((folder / "xdg" / "planet_jax" / protocol).glob(f"*/{name}"))
+    table = pd.read_csv(run / "steps.csv")
     return [float(seconds) for seconds in table["save_stall"] if seconds > 0]
 
 
