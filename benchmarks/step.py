@@ -29,6 +29,7 @@ from planet_jax.model import classifier
 from planet_jax.model.resnet import NETWORKS
 from planet_jax.runtime import memory
 from planet_jax.train.steps import (
+    Recipe,
     create_state,
     make_predict_step,
     make_train_step,
@@ -49,7 +50,7 @@ def ours(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> Ste
     if kind == "inference":
         predict = make_predict_step(model)
         return lambda: float(np.asarray(predict(state.variables, to_devices(chips, n))).sum())
-    step = make_train_step(model, freeze, 1e-2)
+    step = make_train_step(model, Recipe(freeze, 1e-2))
     batch = {"chips": to_devices(chips, n), "targets": to_devices(targets, n)}
     rates = {"lr": np.full(3, 1e-4, np.float32), "beta1": np.asarray(0.9, np.float32)}
 

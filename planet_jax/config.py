@@ -23,8 +23,9 @@ OPTIONS: dict[str, Option] = {
         "", "run folder whose latest weights start this stage; '': model.weights",
         path=True, url=True),
     "checkpoint": Option(
-        "best", "weights that evaluate, predict, report and export use",
-        choices=("best", "latest"), on_resume="free"),
+        "best", "weights that evaluate, predict, report and export use: the best by F2, the "
+        "latest, or ema: the moving averages (optim.ema_decay) after the latest epoch",
+        choices=("best", "latest", "ema"), on_resume="free"),
     "stages": Option(
         (), "config files of a journey's stages, in order",
         item_type=str, required=True, on_resume="free", path=True),
@@ -153,8 +154,15 @@ OPTIONS: dict[str, Option] = {
         "global", "training statistics: global: of the whole batch; device: of each device's chips",
         choices=("global", "device"), per_member=True),
 
+    "model.exclusive": Option(
+        (), "labels that exclude each other: their probabilities are a softmax",
+        item_type=str, required=True),
+
     # ---- Training ----
     "train.epochs": Option(5, "passes over the training chips", low=1, unit="epochs"),
+    "train.patience": Option(
+        0, "end after this many epochs in turn without a better F2; 0: never early",
+        low=0, unit="epochs"),
     "train.precision": Option(
         "float32", "dtype of the backbone's activations; parameters are always float32",
         choices=("float32", "bfloat16"), per_member=True),
@@ -188,6 +196,33 @@ OPTIONS: dict[str, Option] = {
     "optim.momentum": Option(
         (0.95, 0.85), "Adam's beta1 at the lowest and at the peak rate",
         above=0, below=1, lengths=(2,)),
+
+    "optim.cycles": Option(
+        1, "one-cycles in turn, in equal shares of the steps: restarts", low=1, unit="cycles"),
+    "optim.accumulate": Option(
+        1, "parts of each device's chips, taken one after the other to save memory; BatchNorm uses "
+        "the statistics of each part", low=1, unit="parts"),
+    "optim.clip_norm": Option(
+        0.0, "largest norm of all gradients together; 0: not limited", low=0),
+    "optim.ema_decay": Option(
+        0.0, "keep moving averages of the weights, with this decay per step, for checkpoint=ema; "
+        "0: off", low=0, below=1),
+
+    # ---- Loss: the notebook's binary cross-entropy, and what may be added ----
+    "loss.label_smoothing": Option(
+        0.0, "share of each target that moves to 1/2, or to all labels of model.exclusive",
+        low=0, below=1),
+    "loss.gamma": Option(
+        (0.0, 0.0),
+        "focusing exponents of present and absent labels: (2, 2) is the focal loss, (0, 4) with "
+        "loss.margin=0.05 the asymmetric loss", low=0, high=10, lengths=(2,)),
+    "loss.margin": Option(
+        0.0, "absent labels below this probability have no loss", low=0, below=1),
+    "loss.soft_f2": Option(
+        0.0, "weight of an added 1 - F2, with probabilities in place of labels", low=0),
+    "loss.balance": Option(
+        0.0, "multiplies a present label's loss by (absent / present chips) to this power",
+        low=0, high=1),
 
     # ---- Learning-rate range test ----
     "lr_range.steps": Option(

@@ -64,7 +64,14 @@ def check_start(config: ConfigDict) -> None:
             raise BadInput(
                 f"config.{inner} = {urls[inner]} lies in config.{outer}; keep them side by side"
             )
+    if config.optim.cycles > config.train.epochs:
+        raise BadInput(
+            f"config.optim.cycles = {config.optim.cycles} must be at most "
+            f"config.train.epochs = {config.train.epochs}"
+        )
     model = config.model
+    if len(model.exclusive) == 1 or len(set(model.exclusive)) < len(model.exclusive):
+        raise BadInput("config.model.exclusive: name at least two labels, each once")
     if model.name == "tiny" and model.weights == "imagenet":
         raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")
     if model.weights.startswith("hub:") and not HUB.fullmatch(model.weights):

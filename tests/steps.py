@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from planet_jax.model import classifier
-from planet_jax.train.steps import create_state, make_train_step, to_devices
+from planet_jax.train.steps import Recipe, create_state, make_train_step, to_devices
 
 CLASSES = 3  # as in small_config, so that the same functions are compiled
 
@@ -28,7 +28,7 @@ def one_batch():
 def take_steps(network, devices, n, norm="global", lr=1e-3):
     """Take n frozen steps; return the state and the losses."""
     model = classifier.build(CLASSES, network, norm)
-    step = make_train_step(model, True, 1e-2, tuple(jax.devices()[:devices]))
+    step = make_train_step(model, Recipe(True, 1e-2), tuple(jax.devices()[:devices]))
     state, losses = create_state(start_weights(network), True), []
     batch = {name: to_devices(array, devices) for name, array in one_batch().items()}
     rates = {"lr": np.full(3, lr, np.float32), "beta1": np.asarray(0.9, np.float32)}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from planet_jax.config import OPTIONS, flatten, get_config
-from planet_jax.train.checkpoint import require_checkpoint
+from planet_jax.train.checkpoint import open_checkpoint, require_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -131,6 +131,14 @@ def assert_same_run(run, other):
     assert arrays.keys() == other_arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, other_arrays[name])
+    for kind in ("best", "ema"):
+        one, two = (open_checkpoint(folder, kind) for folder in (run, other))
+        assert (one is None) == (two is None)
+        if one and two:
+            assert one.metadata.step == two.metadata.step
+            other_arrays = two.arrays("weights")
+            for name, array in one.arrays("weights").items():
+                np.testing.assert_array_equal(array, other_arrays[name])
 
 
 def formula(name, shape):

@@ -39,7 +39,7 @@ def write_trained_run(config):
         train_fingerprint=labels.fingerprint(stage.train_rows),
         valid_fingerprint=labels.fingerprint(stage.valid_rows),
         provenance=Provenance.current(config, stage.normalization),
-        log=TrainLog(run, stage.schedule, data.batch_size, None).state(),
+        log=TrainLog(run, stage.schedule, data.batch_size, False, None).state(),
     )
     write_json(run / "config.json", dataclasses.asdict(metadata.provenance))
     with CheckpointWriter(run, resumed_step=0) as writer:

@@ -2,6 +2,7 @@
 
 import functools
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from planet_jax.model.layers import BATCH_AXIS, FLOAT32, PRECISIONS, Dropout, Precision
 from planet_jax.model.norm import BatchNorm
 from planet_jax.model.resnet import NETWORKS
+from planet_jax.runtime.errors import BadInput, did_you_mean
 
 Variables = dict[str, Any]  # {"params": tree, "batch_stats": tree}
 Path = tuple[str, ...]
@@ -76,6 +78,7 @@ class Classifier(nn.Module):
     precision: Precision = FLOAT32
     dropout: tuple[float, float] = DROPOUT
     normalization: Normalization = IMAGENET  # of the network's first weights
+    exclusive: tuple[int, ...] = ()  # columns of labels that exclude each other
 
     @nn.compact
     def __call__(
@@ -88,9 +91,22 @@ class Classifier(nn.Module):
         mean, std = (np.array(values, self.precision.state) for values in self.normalization)
         x = (chips.astype(self.precision.state) / 255 - mean) / std
         x = NETWORKS[self.network](**shared, name="backbone")(x, train)
-        return Head(self.classes, **shared, dropout=self.dropout, name="head")(
-            x, train, batch_indices
-        )
+        head = Head(self.classes, **shared, dropout=self.dropout, name="head")
+        logits = head(x, train, batch_indices)
+        return exclude(logits, self.exclusive) if self.exclusive else logits
+
+
+def exclude(
+    logits: Float[Array, "n classes"], columns: tuple[int, ...]
+) -> Float[Array, "n classes"]:
+    """Return logits whose sigmoids in these columns are the softmax of the columns' logits.
+
+    The logit of a softmax's probability is z_i - log sum exp(z_j) over all j but i. All that
+    follows, from scores to exported functions, then needs no second kind of logits.
+    """
+    group = logits[:, list(columns)]
+    others = jnp.where(np.eye(len(columns), dtype=bool), -jnp.inf, group[:, None, :])
+    return logits.at[:, list(columns)].set(group - jax.nn.logsumexp(others, axis=2))
 
 
 def build(
@@ -99,12 +115,32 @@ def build(
     batch_norm: str = "global",
     precision: str = "float32",
     normalization: Normalization = IMAGENET,
+    exclusive: tuple[int, ...] = (),
 ) -> Classifier:
-    """Build the classifier for the options model.name, model.batch_norm and train.precision."""
+    """Build the classifier for the options model.name, model.batch_norm and train.precision.
+
+    `exclusive` are the columns of the labels that model.exclusive names.
+    """
     axis_name = BATCH_AXIS if batch_norm == "global" else None
     return Classifier(
-        classes, network, axis_name, PRECISIONS[precision], normalization=normalization
-    )
+        classes, network, axis_name, PRECISIONS[precision], normalization=normalization,
+        exclusive=exclusive,
+    )  # fmt: skip
+
+
+def exclusive_columns(classes: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
+    """Return the columns of the labels that model.exclusive names.
+
+    Raises:
+      BadInput: a label is not in the vocabulary.
+    """
+    for label in labels:
+        if label not in classes:
+            raise BadInput(
+                f"config.model.exclusive: no chip has the label {label}; "
+                f"{did_you_mean(label, classes)}"
+            )
+    return tuple(classes.index(label) for label in labels)
 
 
 def init(classes: int, seed: int, network: str = "resnet50") -> Variables:

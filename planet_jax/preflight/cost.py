@@ -13,6 +13,7 @@ from planet_jax.model import classifier
 from planet_jax.preflight.hardware import Hardware
 from planet_jax.preflight.hlo import Kernel, Program, arrays
 from planet_jax.preflight.targets import Target, compiler_options
+from planet_jax.train.stage import make_recipe
 from planet_jax.train.steps import create_state, make_predict_step, make_train_step
 
 Lower = Callable[[Sequence[Any], int], Any]  # (devices, chips per device) -> the lowered step
@@ -62,7 +63,8 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
     network = config.model.name
     model = classifier.build(classes, network, config.model.batch_norm, config.train.precision)
     variables = classifier.abstract_variables(classes, network)
-    state = create_state(variables, config.optim.freeze)
+    recipe = make_recipe(config)  # without the labels' weights, which cost nothing
+    state = create_state(variables, recipe.freeze, recipe.ema_decay > 0)
     beta1 = jax.ShapeDtypeStruct((), jnp.float32)
     rates = {"lr": jax.ShapeDtypeStruct((3,), jnp.float32), "beta1": beta1}
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -76,8 +78,7 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
         }
 
     def lower_train(devices: Sequence[Any], chips: int) -> Any:
-        freeze, weight_decay = config.optim.freeze, config.optim.weight_decay
-        step: Any = make_train_step(model, freeze, weight_decay, tuple(devices))
+        step: Any = make_train_step(model, recipe, tuple(devices))
         return step.lower(state, batch(devices, chips), rates, key)
 
     def lower_predict(devices: Sequence[Any], chips: int) -> Any:

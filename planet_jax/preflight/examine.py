@@ -41,7 +41,7 @@ def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dic
     """
     n, hardware, batch = len(target.devices), target.hardware, config.data.batch_size
     precision = config.train.precision
-    check_batch(batch, n)
+    check_batch(batch, config.optim.accumulate, n)
     setting = {
         "target": target.name, "devices": n, "hosts": target.hosts, "batch_size": batch,
         "device_memory_bytes": int(hardware.memory), "source": hardware.source,

@@ -84,9 +84,11 @@ def _load_model(config: ConfigDict, checkpoint: Checkpoint) -> TrainedModel:
         member = {name: saved[name] for name in MEMBER_OPTIONS}
         config.update_from_flattened_dict({**member, "workdir": str(run), "score.ensemble": ()})
     classes, name = len(metadata.classes), config.model.name
+    exclusive = translate_saved(metadata.provenance.config, run)["model.exclusive"]
     network = classifier.build(
         classes, name, config.model.batch_norm, config.train.precision,
         metadata.provenance.normalization,
+        classifier.exclusive_columns(metadata.classes, exclusive),
     )  # fmt: skip
     template = classifier.abstract_variables(classes, name)
     variables = from_host(checkpoint.arrays("weights"), template, str(run))

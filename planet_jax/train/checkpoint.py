@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: `latest` to resume from, and `best` by F2, in separate folders.
+"""Orbax checkpoints of a run, in separate folders: `latest`, to resume from; `best`, by F2; `ema`.
 
 A checkpoint is the folder `checkpoints/KIND/STEP`, written whole or not at all. It holds `weights`
 (parameters and BatchNorm statistics), `meta` (JSON, `Metadata`) and `digests.json` (the SHA-256 of
@@ -64,7 +64,7 @@ class Checkpoint:
     """A checkpoint whose digests were verified; its arrays are read when they are needed."""
 
     run: Path
-    kind: str  # "latest" or "best"
+    kind: str  # "latest", "best" or "ema"
     metadata: Metadata
 
     def arrays(self, *items: str) -> Flat:
@@ -95,7 +95,8 @@ def require_checkpoint(run: Path, kind: str, newest_only: bool = False) -> Check
     """
     checkpoint = open_checkpoint(run, kind, newest_only)
     if checkpoint is None:
-        raise BadInput(f"{run}: no {kind} checkpoint; train that run first")
+        ema = ", with optim.ema_decay" if kind == "ema" else ""
+        raise BadInput(f"{run}: no {kind} checkpoint; train that run first{ema}")
     return checkpoint
 
 

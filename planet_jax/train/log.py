@@ -26,6 +26,7 @@ STEP_COLUMNS = (
     "images_per_second", "input_wait", "save_stall",
 )  # fmt: skip
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy_thresh", "fbeta", "time")
+EMA_SCORES = ("valid_loss", "fbeta")  # further columns with optim.ema_decay: ema_valid_loss, ...
 
 
 @dataclasses.dataclass
@@ -64,6 +65,7 @@ class LogState:
     smooth: Smooth
     epochs: int  # rows of history.csv
     best_fbeta: float
+    epochs_since_best: int = 0
 
 
 class Table:
@@ -111,17 +113,20 @@ class TrainLog:
     Attributes:
       smooth: the smoothed training loss.
       epochs: number of rows in history.csv.
+      epochs_since_best: epochs after the one with the best F2.
     """
 
     def __init__(
-        self, run: Path, schedule: Schedule, batch_size: int, state: LogState | None
+        self, run: Path, schedule: Schedule, batch_size: int, ema: bool, state: LogState | None
     ) -> None:
         self._run, self._schedule, self._batch_size = run, schedule, batch_size
         self._steps = Table(run / "steps.csv", STEP_COLUMNS, state.steps if state else None)
         history = state.history if state else None
-        self._history = Table(run / "history.csv", HISTORY_COLUMNS, history)
+        columns = HISTORY_COLUMNS + tuple(f"ema_{name}" for name in EMA_SCORES if ema)
+        self._history = Table(run / "history.csv", columns, history)
         self.smooth = dataclasses.replace(state.smooth) if state else Smooth()
         self.epochs = state.epochs if state else 0
+        self.epochs_since_best = state.epochs_since_best if state else 0
         self._best_fbeta = state.best_fbeta if state else -1.0
         self._pending: tuple[int, jax.Array] | None = None
         self._start_clocks()
@@ -130,8 +135,9 @@ class TrainLog:
         """Flush both files and return what a checkpoint needs."""
         smooth = dataclasses.replace(self.smooth)
         return LogState(
-            self._steps.mark(), self._history.mark(), smooth, self.epochs, self._best_fbeta
-        )
+            self._steps.mark(), self._history.mark(), smooth, self.epochs, self._best_fbeta,
+            self.epochs_since_best,
+        )  # fmt: skip
 
     def _start_clocks(self) -> None:
         self._epoch_start = self._step_start = time.monotonic()
@@ -175,14 +181,19 @@ class TrainLog:
             round(input_wait, 4), round(stall, 4),
         )  # fmt: skip
 
-    def add_epoch(self, valid_loss: float, accuracy_thresh: float, fbeta: float) -> bool:
-        """Write a row of history.csv; return whether its F2 is the best so far."""
+    def add_epoch(self, scores: dict[str, float], ema: dict[str, float] | None = None) -> bool:
+        """Write a row of history.csv; return whether its F2 is the best so far.
+
+        `scores` has the columns from valid_loss to fbeta, and `ema` those of the averaged weights.
+        """
         seconds = round(time.monotonic() - self._epoch_start, 2)
-        scores = valid_loss, accuracy_thresh, fbeta
-        self._history.add(self.epochs, self.smooth.value, *scores, seconds)
+        more = [ema[name] for name in EMA_SCORES] if ema else []
+        self._history.add(self.epochs, self.smooth.value, *scores.values(), seconds, *more)
+        fbeta = scores["fbeta"]
         self.epochs += 1
         is_best = fbeta > self._best_fbeta
         self._best_fbeta = max(fbeta, self._best_fbeta)
+        self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
         self._start_clocks()
         return is_best
 

@@ -51,7 +51,8 @@ def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -
                 mirror.start_grace()
             if saver.is_due(step) or (stop and saver.has_unsaved(step)):
                 saver.save(step, state, is_best)
-            if stop or step == stage.steps:
+            early = 0 < stage.config.train.patience <= log.epochs_since_best
+            if stop or early or step == stage.steps:
                 break
             with log.waiting("input"):
                 batch = next(batches)
@@ -64,6 +65,8 @@ def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -
             if mirror:
                 mirror.raise_failure()
         saver.writer.wait()
+    if early and step < stage.steps:
+        notify(f"{run}: no better F2 in {log.epochs_since_best} epochs: ends after step {step}")
     if stop or sigterm.is_set():
         distributed.require_same({})  # barrier: only the main process writes
         result = "saved" if step else "nothing to save"
@@ -84,7 +87,8 @@ def _begin(stage: Stage, run: Path, start: Start) -> tuple[int, TrainState, Trai
         state = initial_state(stage, start)
     if is_main_process():
         write_json(run / "config.json", dataclasses.asdict(provenance))
-    log = TrainLog(run, stage.schedule, stage.config.data.batch_size, log_state)
+    has_ema = state.ema is not None
+    log = TrainLog(run, stage.schedule, stage.config.data.batch_size, has_ema, log_state)
     return step, state, log, provenance
 
 
@@ -98,11 +102,15 @@ def _evaluate(
     log.flush()
     try:
         scores = validate(stage, state.variables, sigterm.is_set)
+        ema = validate(stage, state.ema, sigterm.is_set) if state.ema else None
     except signals.Stopped:
         return False
     text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
     notify(f"{run}: epoch {log.epochs}  train_loss {log.smooth.value:.4f}  {text}")
-    return log.add_epoch(**scores)
+    if ema:
+        text = f"valid_loss {ema['valid_loss']:.4f}  fbeta {ema['fbeta']:.4f}"
+        notify(f"{run}: epoch {log.epochs}, the moving averages: {text}")
+    return log.add_epoch(scores, ema)
 
 
 class _Saver:
@@ -144,9 +152,12 @@ class _Saver:
             weights = to_host(state.variables)
             if not all(np.isfinite(array).all() for array in weights.values()):
                 raise divergence_error(self.run, "a parameter", step - 1)
-            optimizer = to_host({"step": state.step, "opt_state": state.opt_state})
-            # `best` is written first: a run that resumes from this `latest` needs this `best`.
+            rest = {"step": state.step, "opt_state": state.opt_state, "ema": state.ema}
+            optimizer = to_host(rest)
+            # `latest` is written last: a run that resumes from it needs the others of its step.
             kinds = {"best": {"weights": weights}} if is_best else {}
+            if state.ema and step % self.stage.steps_per_epoch == 0:
+                kinds["ema"] = {"weights": to_host(state.ema)}
             kinds["latest"] = {"weights": weights, "optimizer": optimizer}
             self.writer.save(kinds, self._metadata(step))
         self._mark_saved(step)

@@ -94,9 +94,11 @@ class Metadata:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the stage is complete: all steps taken and all epochs scored."""
+        """Whether the stage is complete: all epochs scored, or ended early by train.patience."""
         scored = self.log is None or self.log.epochs == self.steps // self.steps_per_epoch
-        return self.step == self.steps and scored
+        patience = self.provenance.config.get("train.patience", 0)
+        early = self.log is not None and 0 < patience <= self.log.epochs_since_best
+        return early or (self.step == self.steps and scored)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON content that `from_json` reads."""
@@ -131,6 +133,7 @@ class Metadata:
                     Smooth(**log["smooth"]),
                     log["epochs"],
                     log["best_fbeta"],
+                    log.get("epochs_since_best", 0),
                 ),
             }
         )

@@ -66,6 +66,18 @@ def one_cycle(
     )
 
 
+def one_cycles(cycles: int, steps: int, *args: Any) -> Schedule:
+    """Return `one_cycle` several times in turn, in equal shares of the steps.
+
+    The rates restart as in Loshchilov and Hutter 2017, arXiv:1608.03983. `args` are those of
+    `one_cycle` after `steps`.
+    """
+    parts = [one_cycle(len(part), *args) for part in np.array_split(np.arange(steps), cycles)]
+    return Schedule(
+        np.concatenate([part.lr for part in parts]), np.concatenate([part.beta1 for part in parts])
+    )
+
+
 def group_labels(params: Params) -> Params:
     """Return a tree like `params` with each parameter's layer group.
 

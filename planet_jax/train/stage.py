@@ -16,8 +16,15 @@ from planet_jax.data.prepare import prepare
 from planet_jax.data.split import split_rows
 from planet_jax.model import classifier
 from planet_jax.runtime.errors import BadInput
-from planet_jax.train.optimizer import Schedule, group_rates, one_cycle
-from planet_jax.train.steps import TrainState, make_predict_step, make_train_step, to_devices
+from planet_jax.train.losses import Loss
+from planet_jax.train.optimizer import Schedule, group_rates, one_cycles
+from planet_jax.train.steps import (
+    Recipe,
+    TrainState,
+    make_predict_step,
+    make_train_step,
+    to_devices,
+)
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,28 @@ class Stage:
         """The network that the config names."""
         model, precision = self.config.model, self.config.train.precision
         return classifier.build(
-            len(self.classes), model.name, model.batch_norm, precision, self.normalization
-        )
+            len(self.classes), model.name, model.batch_norm, precision, self.normalization,
+            self.exclusive,
+        )  # fmt: skip
+
+    @property
+    def exclusive(self) -> tuple[int, ...]:
+        """The columns of the labels that exclude each other."""
+        return classifier.exclusive_columns(self.classes, self.config.model.exclusive)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a training step does."""
+        present = self.data.labels.targets[self.train_rows].sum(0, dtype=np.int64)
+        return make_recipe(self.config, present, len(self.train_rows), self.exclusive)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
         """The learning rates and momentum of every step."""
         optim = self.config.optim
-        return one_cycle(
-            self.steps, group_rates(optim.lr), optim.pct_start, optim.div_factor, optim.final_div,
-            optim.momentum,
+        return one_cycles(
+            optim.cycles, self.steps, group_rates(optim.lr), optim.pct_start, optim.div_factor,
+            optim.final_div, optim.momentum,
         )  # fmt: skip
 
     @functools.cached_property
@@ -78,8 +97,7 @@ class Stage:
 
     @functools.cached_property
     def _pmapped_train_step(self) -> Callable[..., tuple[TrainState, Array]]:
-        optim = self.config.optim
-        return make_train_step(self.model, optim.freeze, optim.weight_decay, all_devices())
+        return make_train_step(self.model, self.recipe, all_devices())
 
     @functools.cached_property
     def _dropout_key(self) -> Key[Array, ""]:
@@ -127,6 +145,30 @@ class Stage:
         )
 
 
+def make_recipe(
+    config: ConfigDict,
+    present: Int[np.ndarray, " classes"] | None = None,
+    chips: int = 0,
+    exclusive: tuple[int, ...] = (),
+) -> Recipe:
+    """Return what the training step of a config does.
+
+    Args:
+      config: the config of a stage.
+      present: training chips of each label, by which `loss.balance` weights the labels.
+      chips: all training chips.
+      exclusive: columns of the labels in `model.exclusive`.
+    """
+    loss, optim, weights = config.loss, config.optim, ()
+    if loss.balance and present is not None:
+        weights = tuple((((chips - present) / np.maximum(present, 1)) ** loss.balance).tolist())
+    return Recipe(
+        optim.freeze, optim.weight_decay,
+        Loss(loss.label_smoothing, loss.gamma, loss.margin, loss.soft_f2, weights, exclusive),
+        optim.accumulate, optim.clip_norm, optim.ema_decay,
+    )  # fmt: skip
+
+
 def make_stage(
     config: ConfigDict,
     epoch_offset: int = 0,
@@ -148,7 +190,8 @@ def make_stage(
             f"config.data.{option}: selects none of the {n} chips of {options.root} for "
             "validation; raise it or give more chips"
         )
-    check_batch(options.batch_size)
+    check_batch(options.batch_size, config.optim.accumulate)
+    classifier.exclusive_columns(data.labels.classes, config.model.exclusive)
     return Stage(config, data, train_rows, valid_rows, epoch_offset, normalization)
 
 
@@ -162,17 +205,21 @@ def process_share() -> loader.Share:
     return loader.Share(jax.process_index(), jax.process_count())
 
 
-def check_batch(batch_size: int, devices: int = 0) -> None:
-    """Refuse a batch size that is not a multiple of `devices` (0: the devices of this run).
+def check_batch(batch_size: int, accumulate: int = 1, devices: int = 0) -> None:
+    """Refuse a batch size that is not a multiple of devices times parts (optim.accumulate).
+
+    `devices` = 0: the devices of this run.
 
     Raises:
       BadInput: the size is not a multiple; the message names the nearest multiples.
     """
     devices = devices or jax.device_count()
-    if batch_size % devices:
-        below = batch_size // devices * devices
-        near = " or ".join(str(size) for size in (below, below + devices) if size)
+    unit = devices * accumulate
+    if batch_size % unit:
+        below = batch_size // unit * unit
+        near = " or ".join(str(size) for size in (below, below + unit) if size)
+        parts = f" times {accumulate} parts (optim.accumulate)" if accumulate > 1 else ""
         raise BadInput(
-            f"config.data.batch_size = {batch_size} is not a multiple of {devices} devices; "
+            f"config.data.batch_size = {batch_size} is not a multiple of {devices} devices{parts}; "
             f"the nearest: {near}"
         )

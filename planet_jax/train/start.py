@@ -115,7 +115,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     Raises:
       BadInput: the weights belong to another model or vocabulary.
     """
-    config = stage.config
+    config, ema = stage.config, stage.recipe.ema_decay > 0
     variables = classifier.init(len(stage.classes), config.seed, config.model.name)
     fresh_head = config.model.head == "fresh"
     if fresh_head:
@@ -124,7 +124,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     if start.previous is None:
         flat = _filled(variables, config.model, fresh_head)
         loaded = from_host(flat, variables, config.model.weights)
-        return replicate(create_state(loaded, config.optim.freeze))
+        return replicate(create_state(loaded, config.optim.freeze, ema))
     metadata, run = start.previous.metadata, start.previous.run
     if not fresh_head:
         advice = "set model.head=fresh to keep the backbone alone, or data.root to the run's chips"
@@ -135,7 +135,8 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     if fresh_head:
         backbone = {name: array for name, array in flat.items() if "/head/" not in name}
         flat = to_host(variables) | backbone
-    return replicate(create_state(from_host(flat, variables, str(run)), config.optim.freeze))
+    loaded = from_host(flat, variables, str(run))
+    return replicate(create_state(loaded, config.optim.freeze, ema))
 
 
 @arrays_on_main
@@ -152,7 +153,7 @@ def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
     """
     config = stage.config
     variables = classifier.abstract_variables(len(stage.classes), config.model.name)
-    template = create_state(variables, config.optim.freeze)
+    template = create_state(variables, config.optim.freeze, stage.recipe.ema_decay > 0)
     arrays = checkpoint.arrays("weights", "optimizer")
     return replicate(from_host(arrays, template, str(checkpoint.run)))
 

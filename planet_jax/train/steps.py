@@ -6,7 +6,7 @@ device. Gradients are those of the mean loss over the global batch.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, UInt8
 
 from planet_jax.model.classifier import Classifier, Variables
 from planet_jax.model.layers import BATCH_AXIS
+from planet_jax.train.losses import Loss
 from planet_jax.train.optimizer import Params, adam, group_labels, merge, split_frozen
 
 VIEWS = 8  # symmetries of a square chip
@@ -34,6 +35,7 @@ class TrainState:
     params: Params
     batch_stats: dict[str, Any]
     opt_state: optax.OptState  # Adam's moments of the trainable parameters
+    ema: Variables | None = None  # moving averages of params and batch_stats
 
     @property
     def variables(self) -> Variables:
@@ -41,7 +43,28 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(variables: Variables, freeze: bool) -> TrainState:
+class Recipe(NamedTuple):
+    """What a training step does beside the network's own work; at the defaults, the notebook's.
+
+    Attributes:
+      freeze: train only the head and BatchNorms.
+      weight_decay: decoupled.
+      loss: of logits and targets.
+      accumulate: number of equal parts of each device's chips, taken one after the other to save
+        memory. The gradients are averaged. BatchNorm uses the statistics of each part.
+      clip_norm: largest norm of all gradients together; 0: not limited.
+      ema_decay: of the moving averages of the weights; 0: none.
+    """
+
+    freeze: bool
+    weight_decay: float
+    loss: Loss = Loss()
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+
+
+def create_state(variables: Variables, freeze: bool, ema: bool = False) -> TrainState:
     """Create the state before the first step, with zero moments."""
     trainable, _ = split_frozen(variables["params"], freeze)
     # Rates are inputs of the step; the optimizer's state does not depend on them.
@@ -51,15 +74,13 @@ def create_state(variables: Variables, freeze: bool) -> TrainState:
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, trainable)
     )
     step = np.zeros((), np.int32)
-    return TrainState(step, variables["params"], variables["batch_stats"], opt_state)
+    averages = variables if ema else None
+    return TrainState(step, variables["params"], variables["batch_stats"], opt_state, averages)
 
 
 @functools.lru_cache  # so that the stages and commands of one process compile a step once
 def make_train_step(
-    model: Classifier,
-    freeze: bool,
-    weight_decay: float,
-    devices: tuple[jax.Device, ...] | None = None,
+    model: Classifier, recipe: Recipe, devices: tuple[jax.Device, ...] | None = None
 ) -> Callable[[TrainState, dict[str, Array], Rates, Key[Array, ""]], tuple[TrainState, Array]]:
     """Make `step(state, batch, rates, key) -> (state, loss)`, which donates its input state.
 
@@ -70,35 +91,54 @@ def make_train_step(
     def step(
         state: TrainState, batch: dict[str, Array], rates: Rates, key: Key[Array, ""]
     ) -> tuple[TrainState, Float[Array, ""]]:
-        chips = batch["chips"]
-        batch_indices = lax.axis_index(BATCH_AXIS) * len(chips) + jnp.arange(len(chips))
+        n = len(batch["chips"])
+        batch_indices = lax.axis_index(BATCH_AXIS) * n + jnp.arange(n)
         rngs = {"dropout": jax.random.fold_in(key, state.step)}
-        trainable, frozen = split_frozen(state.params, freeze)
+        trainable, frozen = split_frozen(state.params, recipe.freeze)
 
-        def loss_fn(trainable: Params) -> tuple[Float[Array, ""], dict[str, Any]]:
-            variables = {"params": merge(trainable, frozen), "batch_stats": state.batch_stats}
-            logits, changed = model.apply(
-                variables,
-                chips,
-                train=True,
-                batch_indices=batch_indices,
-                rngs=rngs,
-                mutable=["batch_stats"],
+        def gradients(
+            batch_stats: dict[str, Any], part: tuple[Array, Array, Array]
+        ) -> tuple[dict[str, Any], tuple[Array, Params]]:
+            chips, targets, indices = part
+
+            def loss_fn(trainable: Params) -> tuple[Float[Array, ""], dict[str, Any]]:
+                logits, changed = model.apply(
+                    {"params": merge(trainable, frozen), "batch_stats": batch_stats},
+                    chips,
+                    train=True,
+                    batch_indices=indices,
+                    rngs=rngs,
+                    mutable=["batch_stats"],
+                )
+                return recipe.loss(logits, targets), changed["batch_stats"]
+
+            (loss, changed), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+            return changed, (loss, grads)
+
+        whole = batch["chips"], batch["targets"], batch_indices
+        if recipe.accumulate == 1:
+            batch_stats, (loss, grads) = gradients(state.batch_stats, whole)
+        else:
+            batch_stats, (loss, grads) = _accumulated(
+                gradients, state.batch_stats, whole, recipe.accumulate
             )
-            losses = optax.sigmoid_binary_cross_entropy(logits, batch["targets"])
-            return losses.mean(), changed["batch_stats"]
-
-        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
         # Per-device statistics are averaged here; global ones are already equal on all devices.
         # The statistics form one vector: compilers combine at most about 256 arrays per all-reduce.
         stats, unravel = ravel_pytree(batch_stats)
         to_average = (loss, grads, stats if model.axis_name is None else None)
         loss, grads, averaged = lax.pmean(to_average, BATCH_AXIS)
-        optimizer = adam(group_labels(trainable), rates["lr"], rates["beta1"], weight_decay)
+        if recipe.clip_norm:
+            clip = optax.clip_by_global_norm(recipe.clip_norm)
+            grads, _ = clip.update(grads, optax.EmptyState())
+        optimizer = adam(group_labels(trainable), rates["lr"], rates["beta1"], recipe.weight_decay)
         updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         params = merge(optax.apply_updates(trainable, updates), frozen)
         batch_stats = batch_stats if averaged is None else unravel(averaged)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), loss
+        ema = state.ema
+        if ema is not None:
+            now = {"params": params, "batch_stats": batch_stats}
+            ema = _averaged(ema, now, state.step, recipe.ema_decay)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), loss
 
     return jax.pmap(
         step,
@@ -108,6 +148,35 @@ def make_train_step(
         donate_argnums=0,
         devices=devices,
     )
+
+
+def _accumulated(
+    gradients: Callable[[Any, Any], tuple[Any, Any]], batch_stats: Any, whole: Any, parts: int
+) -> tuple[Any, Any]:
+    """Return the last part's BatchNorm statistics, and the mean loss and gradients of the parts."""
+
+    def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], None]:
+        batch_stats, total = carry
+        batch_stats, result = gradients(batch_stats, part)
+        return (batch_stats, jax.tree.map(jnp.add, total, result)), None
+
+    divided = jax.tree.map(lambda a: a.reshape(parts, len(a) // parts, *a.shape[1:]), whole)
+    first = jax.tree.map(lambda a: a[0], divided)
+    _, shapes = jax.eval_shape(gradients, batch_stats, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (batch_stats, total), _ = lax.scan(add, (batch_stats, zeros), divided)
+    return batch_stats, jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def _averaged(ema: Variables, now: Variables, step: ArrayLike, decay: float) -> Variables:
+    """Return the moving averages after a step, whose new variables are `now`.
+
+    The decay starts at 0.1 and rises as (1 + step) / (10 + step), so that the first weights, from
+    which the averages start, are soon forgotten. This is the rule of TensorFlow's
+    `ExponentialMovingAverage(num_updates=step)`. BatchNorm statistics are averaged too.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: old + rate * (new - old), ema, now)
 
 
 @functools.lru_cache

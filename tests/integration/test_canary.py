@@ -14,7 +14,13 @@ from jax.tree_util import keystr
 
 from planet_jax.model import classifier, weights
 from planet_jax.model.classifier import GROUPS
-from planet_jax.train.steps import create_state, make_predict_step, make_train_step, to_devices
+from planet_jax.train.steps import (
+    Recipe,
+    create_state,
+    make_predict_step,
+    make_train_step,
+    to_devices,
+)
 
 EPS = float(np.finfo(np.float32).eps)  # 1.2e-7: the relative change by one rounding
 BETA1 = 0.9
@@ -61,7 +67,7 @@ def one_step(precision, variables, batch, devices, freeze, network):
         devices = tuple(jax.devices()[:devices])
         batch = {name: to_devices(array, len(devices)) for name, array in batch.items()}
         logits = make_predict_step(model, devices)(variables, batch["chips"])
-        step = make_train_step(model, freeze, 1e-2, devices)
+        step = make_train_step(model, Recipe(freeze, 1e-2), devices)
         rates = {"lr": np.full(3, 1e-3, dtype), "beta1": np.asarray(BETA1, dtype)}
         state, loss = step(create_state(variables, freeze), batch, rates, jax.random.key(0))
         # Adam's first moment after one step is (1 - beta1) times the gradient.

@@ -38,9 +38,17 @@ def copied(trained, tmp_path):
     return tmp_path / "run", {"workdir": str(tmp_path / "run")}
 
 
-def test_killed_run_ends_as_the_untouched_one(tmp_path):
+RECIPE = {
+    "optim.ema_decay": 0.9, "optim.accumulate": 2, "optim.clip_norm": 1.0, "optim.cycles": 2,
+    "loss.label_smoothing": 0.1, "loss.gamma": (1.0, 2.0), "loss.margin": 0.05,
+    "loss.soft_f2": 0.5, "loss.balance": 0.5, "model.exclusive": ("a", "b"), "train.patience": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [{}, RECIPE], ids=["notebook", "recipe"])
+def test_killed_run_ends_as_the_untouched_one(tmp_path, recipe):
     """Every row, weight and moment is equal bit for bit; SIGTERM saves and ends with 143."""
-    config = small_config(tmp_path, **{"train.save_every": 2})
+    config = small_config(tmp_path, **{"train.save_every": 2}, **recipe)
     whole, run = tmp_path / "whole", tmp_path / "killed"
     untouched = start_program("train", config, f"--config.workdir={whole}")  # runs at the same time
     killed = ("train", config, f"--config.workdir={run}")

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from planet_jax.model import classifier, weights
 from planet_jax.model.classifier import abstract_variables
 from planet_jax.train.optimizer import group_rates, one_cycle
-from planet_jax.train.steps import create_state, make_predict_step, make_train_step
+from planet_jax.train.steps import Recipe, create_state, make_predict_step, make_train_step
 from tests.support import SHARED, needs_shared
 
 BATCH, CLASSES = 16, 17
@@ -68,7 +68,7 @@ def test_twenty_steps_are_torchs(expected, start, stage):
     with jax.enable_x64(True):
         model = classifier.build(CLASSES, precision="float64").clone(dropout=(0.0, 0.0))
         devices, freeze = tuple(jax.devices()[:1]), stage == "frozen"
-        step = make_train_step(model, freeze, 1e-2, devices)
+        step = make_train_step(model, Recipe(freeze, 1e-2), devices)
         state = create_state(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), start), freeze)
         losses = []
         for i in range(batches):

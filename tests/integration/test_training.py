@@ -9,6 +9,7 @@ import pytest
 
 from planet_jax import commands
 from planet_jax.runtime.errors import BadInput, RunFailed
+from planet_jax.train import loop
 from planet_jax.train.checkpoint import require_checkpoint, to_host
 from planet_jax.train.run_folder import exclusive
 from planet_jax.train.stage import make_stage
@@ -143,3 +144,43 @@ def test_steps_csv_holds_fastais_one_cycle(tmp_path, reference):
     lrs = steps[["lr_group0", "lr_group1", "lr_group2"]]
     np.testing.assert_allclose(lrs, expected["lr"], rtol=1e-5)
     np.testing.assert_allclose(steps["beta1"], expected["beta1"], rtol=1e-5)
+
+
+def test_training_ends_early_without_a_better_f2(tmp_path, capsys, monkeypatch):
+    """The run is then finished, and its epochs count for the next stage."""
+    scores = iter([0.5, 0.6, 0.6, 0.4])
+    monkeypatch.setattr(
+        loop, "validate",
+        lambda *_: {"valid_loss": 0.5, "accuracy_thresh": 0.5, "fbeta": next(scores)},
+    )  # fmt: skip
+    config = small_config(tmp_path, **{"train.epochs": 9, "train.patience": 2})
+    commands.train(config)
+    assert "no better F2 in 2 epochs: ends after step 20" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "run" / "history.csv")["epoch"].tolist() == [0, 1, 2, 3]
+    assert require_checkpoint(tmp_path / "run", "best").metadata.step == 10
+    assert require_checkpoint(tmp_path / "run", "latest").metadata.is_complete
+    commands.train(config)
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_moving_averages_are_evaluated_and_saved(tmp_path):
+    commands.train(small_config(tmp_path, **{"optim.ema_decay": 0.5}))
+    history = pd.read_csv(tmp_path / "run" / "history.csv").iloc[-1]
+    scores = commands.evaluate(small_config(tmp_path, checkpoint="ema"))
+    assert scores["valid_loss"] == pytest.approx(history["ema_valid_loss"], rel=1e-6)
+    assert scores["fbeta"] == pytest.approx(history["ema_fbeta"], rel=1e-6)
+    assert history["ema_valid_loss"] != history["valid_loss"]
+
+
+def test_exclusive_labels_are_a_softmax_wherever_the_run_is_used(tmp_path):
+    """The run records them: an evaluation without the option gives the same probabilities."""
+    commands.train(small_config(tmp_path, **{"model.exclusive": ("a", "b")}))
+    commands.evaluate(small_config(tmp_path))
+    chips = pd.read_csv(tmp_path / "run" / "chips.csv")
+    assert chips[["a", "b"]].sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(BadInput, match=r"config\.model\.exclusive: no chip has the label rain"):
+        commands.train(
+            small_config(
+                tmp_path, workdir=str(tmp_path / "b"), **{"model.exclusive": ("rain", "x")}
+            )
+        )

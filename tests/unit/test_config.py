@@ -86,6 +86,21 @@ def test_options_of_hosts_that_conflict_are_refused(hosts, message):
 
 
 @pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optim.cycles": 6}, r"cycles = 6 must be at most config\.train\.epochs = 5"),
+        ({"model.exclusive": ("clear",)}, r"model\.exclusive: name at least two labels, each once"),
+        ({"model.exclusive": ("clear", "clear")}, r"at least two labels, each once"),
+    ],
+)
+def test_options_of_training_that_conflict_are_refused(changed, message):
+    config = options.get_config()
+    config.update_from_flattened_dict(changed)
+    with pytest.raises(BadInput, match=message):
+        options.validate(config)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
         ("data.size", 64.0, "a whole number"),

@@ -14,6 +14,7 @@ from planet_jax.train.optimizer import (
     group_rates,
     merge,
     one_cycle,
+    one_cycles,
     split_frozen,
 )
 from tests.support import needs_shared
@@ -44,6 +45,15 @@ def test_short_cycles_are_finite_and_within_bounds(steps):
     assert len(schedule.lr) == len(schedule.beta1) == steps
     assert ((schedule.lr > 0) & (schedule.lr <= 1)).all()
     assert ((schedule.beta1 >= 0.85) & (schedule.beta1 <= 0.95)).all()
+
+
+def test_restarts_repeat_the_cycle():
+    once, twice = (one_cycles(n, 10, group_rates((1.0,))) for n in (1, 2))
+    np.testing.assert_array_equal(once.lr, one_cycle(10, group_rates((1.0,))).lr)
+    half = one_cycle(5, group_rates((1.0,)))
+    np.testing.assert_array_equal(twice.lr, np.concatenate([half.lr, half.lr]))
+    np.testing.assert_array_equal(twice.beta1, np.concatenate([half.beta1, half.beta1]))
+    assert len(one_cycles(3, 11, group_rates((1.0,))).lr) == 11
 
 
 class Tiny(nn.Module):

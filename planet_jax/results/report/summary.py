@@ -54,15 +54,18 @@ def _scores(metrics: dict[str, Any], history: pd.DataFrame) -> tuple[dict[str, s
 
 def _is_outdated(metrics: dict[str, Any], history: pd.DataFrame) -> bool:
     """Return whether history.csv shows that the weights changed after the evaluation."""
-    best = metrics["checkpoint"] == "best"
+    best, column = metrics["checkpoint"] == "best", "fbeta"
+    if metrics["checkpoint"] == "ema":
+        column = "ema_fbeta"
     rows_missing = len(history) != count(history["epoch"])
     if (
         metrics["test_time_augmentation"] != "none"
         or metrics["ensemble"]
         or metrics["split"] != "valid"
         or history.empty
+        or column not in history
         or (best and rows_missing)
     ):
         return False
-    expected = history["fbeta"].max() if best else history["fbeta"].iloc[-1]
+    expected = history[column].max() if best else history[column].iloc[-1]
     return bool(abs(expected - metrics["fbeta"]) > SAME_F2)
