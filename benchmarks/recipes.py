@@ -89,12 +89,13 @@ def score(out: Path, name: str, recipe: Recipe, fold: int, seeds: list[int]) -> 
     for seed in seeds:
         config = stage_config(out, recipe, fold, seed)
         run = Path(config.workdir)
-        saved = run / f"{name}.csv"
+        uses_seeds = SEEDS in recipe.evaluate.values()
+        saved = run / f"{name}{seeds if uses_seeds else ''}.csv"
         if not saved.exists():
             with contextlib.redirect_stdout(None):
                 commands.train(config)
                 evaluated = dict(recipe.evaluate)
-                if evaluated.get("score.ensemble") == SEEDS:
+                if uses_seeds:
                     runs = [stage_config(out, recipe, fold, s).workdir for s in seeds]
                     evaluated["score.ensemble"] = tuple(runs)
                 config.update_from_flattened_dict(evaluated)

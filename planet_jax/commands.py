@@ -3,6 +3,8 @@
 In a run of several processes all processes compute, and only the main process writes and prints.
 """
 
+import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,21 +25,22 @@ from planet_jax.data.split import count, group_numbers, split_rows
 from planet_jax.model.summary import layer_table
 from planet_jax.preflight import targets
 from planet_jax.preflight.examine import examine
-from planet_jax.results import fitted_decisions, inference, submission, tables
+from planet_jax.results import fitted_decisions, inference, journey_tables, submission, tables
 from planet_jax.results import predict as predictions
 from planet_jax.results.evaluate import Evaluation, compute_metrics, write_evaluation
 from planet_jax.results.export import folder as export_folder
 from planet_jax.runtime import distributed
 from planet_jax.runtime.distributed import is_main_process, on_main
 from planet_jax.runtime.errors import BadInput, first_few
-from planet_jax.runtime.files import atomic_path
+from planet_jax.runtime.files import atomic_path, write_json
 from planet_jax.runtime.signals import Stopped
 from planet_jax.score import metrics
 from planet_jax.storage.bucket import local_path
-from planet_jax.train import loop
+from planet_jax.train import chain, loop
 from planet_jax.train import lr_range as range_test
+from planet_jax.train.metadata import Provenance
 from planet_jax.train.mirror import Mirror
-from planet_jax.train.resume import check_chips, is_finished
+from planet_jax.train.resume import is_finished
 from planet_jax.train.run_folder import check_writable, training_folder, with_buckets
 from planet_jax.train.stage import make_stage
 from planet_jax.train.start import (
@@ -95,7 +98,7 @@ def _draw_history(run: Path) -> str:
 
     try:
         pictures.save(pictures.training_curves(run), run / "history.png")
-        table = tables.history_table(run)
+        table = journey_tables.history_table(run)
     except (FileNotFoundError, KeyError, ValueError) as error:
         return f"{run}: steps.csv or history.csv is damaged or missing ({error})"
     return f"{table}\n{run}: history.csv, steps.csv, history.png, checkpoints/"
@@ -185,18 +188,30 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     fitted_decisions.check_weather(config, stage.classes)
     for checkpoint in checkpoints:
         check_vocabulary(checkpoint, stage)
-        check_chips(stage, checkpoint.metadata, checkpoint.run, ("valid",))
+    held_out = inference.held_out_rows(stage, checkpoints)
     models = inference.load_models(config, checkpoints)
     fitted_to = inference.probability_source(config, models)
-    rows, stored = stage.valid_rows, None
-    if config.score.split == "train":  # decide by a fit to the validation chips
+    stored = None
+    if config.score.split == "train":
+        fingerprint = stage.data.labels.fingerprint
+        if {fingerprint(rows) for rows in held_out} != {fingerprint(stage.valid_rows)}:
+            raise BadInput(
+                "config.score.split = train: some members have other validation chips than "
+                "config.data selects; score them one by one"
+            )
         rows = stage.train_rows
+        # decide by a fit to the validation chips
         stored = fitted_decisions.load_decision(config, stage.classes, fitted_to)
-    source = partial(loader.score_batches, stage.data, rows)
-    logits = inference.ensemble_logits(models, source, len(rows), "scoring")
+        source = partial(loader.score_batches, stage.data, rows)
+        logits = inference.ensemble_logits(models, source, len(rows), "scoring")
+    else:
+        rows, logits = inference.held_out_logits(models, held_out, stage.data)
     evaluation = Evaluation(config, logits, stage.data.labels.targets[rows], stage.classes, stored)
     result = compute_metrics(evaluation)
     if is_main_process():
+        if not (run / "history.csv").exists():  # the folder of an ensemble
+            about = Provenance.current(config, models[0].metadata.provenance.normalization)
+            write_json(run / "config.json", dataclasses.asdict(about))
         written = write_evaluation(run, evaluation, result, stage.data.labels, rows, fitted_to)
         print(tables.evaluation(result))
         print(f"{run}: wrote {', '.join(written)}; {result['mistakes']} chips are mispredicted")
@@ -278,7 +293,7 @@ def export(config: ConfigDict) -> None:
 def journey(
     config: ConfigDict, overrides: Mapping[str, Any] = MappingProxyType({}), file: str = ""
 ) -> None:
-    """Train config.stages in order; evaluate, predict and report the last.
+    """Train config.stages in order; evaluate, predict and report the last, or the average.
 
     A stage that is finished is not trained again. `overrides` are options of the command line, for
     example {"train.epochs": 1}, set in every stage; model.head only applies to the first stage.
@@ -297,45 +312,61 @@ def journey(
         stage.update_from_flattened_dict(dict(overrides))
         if "model.head" in overrides and stage is not stages[0]:
             stage.model.head = "keep"
+    plan = chain.plan(config, stages)
+    for stage in [*itertools.chain(*plan.chains.values()), plan.final]:
         validate(stage)
         distributed.require_same(shared_by_processes(stage))
-    if stages[-1].predict.folder:
-        predictions.image_files(stages[-1])  # raises BadInput before any training
-    for stage in stages:
-        _journey_stage(stage, is_last=stage is stages[-1])
-    last, runs = stages[-1], [local_path(stage.workdir) for stage in stages]
+    final = plan.final
+    if final.predict.folder:
+        predictions.image_files(final)  # raises BadInput before any training
+    results = local_path(final.workdir)
+    first = next(iter(plan.chains.values()))
+    for stages in plan.chains.values():
+        for stage in stages:
+            _journey_stage(stage, results, explore=stages is first)
     refused = None
+    if not _all_exist([results / JOURNEY_RESULTS[0]]):
+        _stop_if_requested()
+        if plan.is_ensemble:
+            print(f"\n== {results}", flush=True)
+        evaluate(final)
     try:
-        _journey_predict(last)
+        _journey_predict(final)
     except BadInput as error:  # after hours of training: the table and the report come first
         refused = error
-    print(f"\n{on_main(tables.journey_table)(runs)}")
-    if last.data.source == "kaggle":
-        print(f"\n{tables.NOTEBOOK}")
+    chains = {
+        label: [local_path(stage.workdir) for stage in stages]
+        for label, stages in plan.chains.items()
+    }
+    print(f"\n{on_main(journey_tables.journey_table)(chains, results)}")
+    if final.data.source == "kaggle":
+        shapes = [(stage.data.size, stage.optim.freeze) for stage in first]
+        print(f"\n{on_main(journey_tables.headline)(chains, shapes, results)}")
+    runs = [local_path(stage.workdir) for stage in first]
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
         print(picture)
-    report(last)
+    report(final)
     if refused:
         raise refused
 
 
-def _journey_stage(config: ConfigDict, is_last: bool) -> None:
-    """Draw a batch of one stage, run its LR-range test and train it; evaluate the last stage."""
+def _journey_stage(config: ConfigDict, results: Path, explore: bool) -> None:
+    """Train one stage; with `explore` first draw a batch and run the LR-range test.
+
+    What the journey wrote to the folder `results` is removed, if the stage is not finished.
+    """
     run = local_path(config.workdir)
     print(f"\n== {run}", flush=True)
     with training_folder(config) as mirror:
         start = find_start(config)
-        if not start.own:
+        if explore and not start.own:
             show_batch(config)
             if config.lr_range.in_journey:
                 lr_range(config)
-        if is_last and is_main_process() and not is_finished(start, config):
+        if is_main_process() and not is_finished(start, config):
             for name in JOURNEY_RESULTS:  # training will replace the weights they describe
-                (run / name).unlink(missing_ok=True)
+                (results / name).unlink(missing_ok=True)
         _train(config, start, mirror)
-    if is_last and not _all_exist([run / JOURNEY_RESULTS[0]]):
-        _stop_if_requested()
-        evaluate(config)
 
 
 def _journey_predict(config: ConfigDict) -> None:

@@ -29,6 +29,15 @@ OPTIONS: dict[str, Option] = {
     "stages": Option(
         (), "config files of a journey's stages, in order",
         item_type=str, required=True, on_resume="free", path=True),
+    "journey.folds": Option(
+        0, "train the stages on each of this many folds; workdir gets the average of the folds, "
+        "scored out of fold; 0: one split", low=0, high=1000, unit="folds", on_resume="free"),
+    "journey.seeds": Option(
+        (), "train the stages with each of these seeds, and average them; (): the stages' seed",
+        item_type=int, low=0, high=2**31 - 1, on_resume="free"),
+    "journey.members": Option(
+        (), "the stages, as in config.stages, that are averaged; (): the last",
+        item_type=str, required=True, on_resume="free", path=True),
 
     # ---- Data ----
     "data.source": Option(

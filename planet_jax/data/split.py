@@ -16,6 +16,9 @@ from planet_jax.runtime.progress import notify
 from planet_jax.storage.bucket import local_path
 
 Rows = Int[np.ndarray, " rows"]
+OPTIONS = (  # of the config's section `data`, which choose the validation rows
+    "valid_fraction", "split_seed", "valid_file", "folds", "fold", "group_column", "group_pattern",
+)  # fmt: skip
 
 
 def split_rows(labels: Labels, data: ConfigDict) -> tuple[Rows, Rows]:

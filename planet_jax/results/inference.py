@@ -1,24 +1,34 @@
-"""Logits of chips from trained runs, averaged over views of a chip and over runs."""
+"""Logits of chips from trained runs, averaged over views of a chip and over runs.
+
+Members of an ensemble may be trained on different folds. A chip that validates in some of them is
+then scored by these alone, so no score comes from a run that was trained on the chip.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from planet_jax.config import MEMBER_OPTIONS, translate_saved
 from planet_jax.data import loader
 from planet_jax.data.augment import TTA_PLAIN, Augmentation, fastai_tta
+from planet_jax.data.dataset import Dataset
+from planet_jax.data.split import OPTIONS as SPLIT_OPTIONS
+from planet_jax.data.split import Rows, split_rows
 from planet_jax.model import classifier
 from planet_jax.runtime.errors import BadInput
 from planet_jax.storage.bucket import local_path
 from planet_jax.train.checkpoint import Checkpoint, from_host, require_checkpoint
 from planet_jax.train.metadata import Metadata
-from planet_jax.train.stage import all_devices, process_share
+from planet_jax.train.resume import check_chips
+from planet_jax.train.stage import Stage, all_devices, process_share
 from planet_jax.train.steps import VIEWS, average_logits, make_predict_step
 from planet_jax.train.validate import compute_logits
 
@@ -108,15 +118,61 @@ def probability_source(config: ConfigDict, models: Sequence[TrainedModel]) -> di
     }
 
 
+def held_out_rows(stage: Stage, checkpoints: Sequence[Checkpoint]) -> list[Rows]:
+    """Return the validation rows of each run, by the split that it was trained with.
+
+    Raises:
+      BadInput: the data give a run other validation chips than it was trained with.
+    """
+    rows = []
+    for checkpoint in checkpoints:
+        own = stage
+        if stage.config.score.ensemble:
+            saved = translate_saved(checkpoint.metadata.provenance.config, checkpoint.run)
+            data = stage.config.data.copy_and_resolve_references()
+            data.update({name: saved[f"data.{name}"] for name in SPLIT_OPTIONS})
+            own = replace(stage, valid_rows=split_rows(stage.data.labels, data)[1])
+        check_chips(own, checkpoint.metadata, checkpoint.run, ("valid",))
+        rows.append(own.valid_rows)
+    return rows
+
+
+def held_out_logits(
+    models: Sequence[TrainedModel], rows: Sequence[Rows], data: Dataset
+) -> tuple[Rows, Float[np.ndarray, "n classes"]]:
+    """Return all rows that validate in a model, and their logits averaged over these models.
+
+    `rows` are those of each model, from `held_out_rows`.
+    """
+    parts = []
+    for model, own in zip(models, rows, strict=True):
+        source = partial(loader.score_batches, data, own)
+        parts.append(_model_logits(model, source, len(own), _named("scoring", model, models)))
+    scored = pd.unique(np.concatenate(rows))
+    position = np.full((len(models), len(data.labels.names)), -1)  # of each row in each model
+    for i, own in enumerate(rows):
+        position[i, own] = np.arange(len(own))
+    position = position[:, scored]
+    logits = np.empty((len(scored), parts[0].shape[1]), parts[0].dtype)
+    for holders in np.unique(position >= 0, axis=1).T:  # chips with the same models together
+        chips = ((position >= 0) == holders[:, None]).all(0)
+        held = [parts[i][position[i, chips]] for i in np.flatnonzero(holders)]
+        logits[chips] = _average(held, models[0].config.score.average)
+    return scored, logits
+
+
 def ensemble_logits(
     models: Sequence[TrainedModel], source: Source, n: int, description: str
 ) -> Float[np.ndarray, "n classes"]:
     """Return the logits of n chips, averaged over each model's views and then over models."""
-    parts = []
-    for model in models:
-        name = f"{description} with {model.run}" if len(models) > 1 else description
-        parts.append(_model_logits(model, source, n, name))
+    parts = [
+        _model_logits(model, source, n, _named(description, model, models)) for model in models
+    ]
     return _average(parts, models[0].config.score.average)
+
+
+def _named(description: str, model: TrainedModel, models: Sequence[TrainedModel]) -> str:
+    return f"{description} with {model.run}" if len(models) > 1 else description
 
 
 def _model_logits(

@@ -1,8 +1,6 @@
 """Format tables for people to read on a terminal."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,12 +9,6 @@ from planet_jax.model.classifier import Normalization
 from planet_jax.model.summary import Layer
 
 MAX_CO_OCCURRENCES = 5  # swaps and pairs printed, at most this many of each
-NOTEBOOK = """fastai v1's results: the notebook at 128 px, fast.ai's course run at 256 px.
-stage       valid_loss  fbeta
-stage1          0.1049 0.9259
-stage2          0.1071 0.9278
-stage1_256             0.9301
-stage2_256             0.9313"""
 CLASS_COLUMNS = {
     "precision": "precision",
     "recall": "recall",
@@ -29,40 +21,6 @@ RULE_NAMES = {
     "expected_f2": "highest expected F2",
 }
 SHOWN = {"gain": "a gain", "loss": "a loss", "none": "no difference shown"}
-
-
-def history_table(run: Path) -> str:
-    """Format the notebook's table: one row per epoch."""
-    return _history(run).to_string(index=False, float_format=six_digits)
-
-
-def journey_table(runs: Sequence[Path]) -> str:
-    """Format the table of a chain of runs, the last F2, and the best constant prediction's F2."""
-    text = journey(runs).to_string(index=False, float_format=six_digits)
-    scores = json.loads((runs[-1] / "metrics.json").read_text())
-    return (
-        f"{text}\n"
-        f"F2 on {scores['chips']} chips that no stage was trained on: {scores['fbeta']:.4f}\n"
-        f"F2 of the best constant prediction on them: {scores['best_constant']['fbeta']:.4f} "
-        f"(always {' '.join(scores['best_constant']['labels'])})"
-    )
-
-
-def journey(runs: Sequence[Path]) -> pd.DataFrame:
-    """Join history.csv of a chain of runs, with the stage's name in the first column."""
-    table = pd.concat([_history(run).assign(stage=run.name) for run in runs])
-    return table[["stage", *table.columns.drop("stage")]]
-
-
-def six_digits(value: float) -> str:
-    """Format a number with the six decimals of fastai's table."""
-    return f"{value:.6f}"
-
-
-def _history(run: Path) -> pd.DataFrame:
-    table = pd.read_csv(run / "history.csv")
-    table["time"] = [f"{int(t) // 60:02}:{int(t) % 60:02}" for t in table["time"]]
-    return table
 
 
 def layer_lines(layers: Sequence[Layer]) -> str:

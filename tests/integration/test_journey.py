@@ -86,3 +86,35 @@ def test_a_journey_without_test_chips_ends_with_a_report(tmp_path, monkeypatch, 
         commands.journey(
             config, {"predict.folder": "nowhere"}, file=str(tmp_path / "configs" / "journey.py")
         )
+
+
+def test_a_journey_over_folds_ends_with_one_average(tmp_path, monkeypatch, capsys):
+    """Both stages of both folds are averaged; each chip is scored by the fold that held it out."""
+    monkeypatch.chdir(tmp_path)
+    config = load("demo")
+    config.workdir = "runs/average"
+    config.stages = ("demo:stage1", "demo:stage2")
+    config.journey.folds, config.journey.members = 2, config.stages
+    options = {
+        "sample.chips": 40, "sample.test_chips": 5, "train.epochs": 1, "model.name": "tiny",
+        "predict.submission": True, "score.decision_rule": "per_class", "lr_range.steps": 17,
+    }  # fmt: skip
+    commands.journey(config, options)
+    output = capsys.readouterr().out
+    assert "F2 on 40 chips, each scored by the runs that were not trained on it" in output
+    assert "F2 with a threshold per class: " in output
+    average = tmp_path / "runs" / "average"
+    names = [f"runs/demo/{stage}-fold{fold}" for fold in (0, 1) for stage in ("stage1", "stage2")]
+    metrics = json.loads((average / "metrics.json").read_text())
+    assert (metrics["chips"], metrics["ensemble"]) == (40, names)
+    assert len(pd.read_csv(average / "submission.csv")) == 5
+    options_of_fold = json.loads((tmp_path / names[3] / "config.json").read_text())["config"]
+    assert options_of_fold["init_from"] == "runs/demo/stage1-fold1"
+    page = (average / "report.html").read_text()
+    assert "average of" in page
+    assert all(name in page for name in names)
+
+    written = (average / "metrics.json").stat().st_mtime_ns
+    commands.journey(config, options)  # nothing is repeated
+    assert capsys.readouterr().out.count("this run is finished") == 4
+    assert (average / "metrics.json").stat().st_mtime_ns == written

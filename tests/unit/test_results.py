@@ -111,6 +111,7 @@ def test_mistakes_can_be_trained_on(run, tmp_path):
     chosen = {next_stage.data.labels.names[row] for row in next_stage.train_rows}
     assert chosen == names
     assert find_start(config).previous.run == run / "run"
+    commands.evaluate(small_config(run))
     with pytest.raises(BadInput, match=r"names no training chip.*score\.split=train"):
         make_stage(small_config(run, **{"data.subset": str(run / "run" / "chips.csv")}))
 
@@ -164,10 +165,42 @@ def test_ensemble_members_keep_their_own_size(run, tmp_path):
     assert np.abs(tables["a"] - tables["b"]).to_numpy().max() > 1e-3
     commands.evaluate(config)
     assert json.loads((tmp_path / "both" / "metrics.json").read_text())["chips"] == 8
-    elsewhere = small_config(run, workdir=str(tmp_path / "x"), **{"data.split_seed": 7})
-    elsewhere.score.ensemble = (str(run / "run"),)
-    with pytest.raises(BadInput, match="with other chips, labels, split or subset"):
-        commands.evaluate(elsewhere)
+
+
+def test_each_chip_is_scored_by_the_members_that_did_not_train_on_it(run, tmp_path):
+    """Two members validate on fold 0, one on fold 1; together they score every chip."""
+    members, expected = [], {}
+    for seed, fold in ((0, 0), (1, 0), (2, 1)):
+        options = {"seed": seed, "data.folds": 2, "data.fold": fold, "optim.freeze": False}
+        member = small_config(run, workdir=str(tmp_path / f"{seed}"), **options)
+        write_trained_run(member)
+        commands.evaluate(member)
+        members.append(member.workdir)
+        table = read(tmp_path / f"{seed}" / "chips.csv").set_index("image_name").iloc[:, 4:]
+        expected.setdefault(fold, []).append(table)
+    config = small_config(
+        run, workdir=str(tmp_path / "all"), **{"score.ensemble": tuple(members)}
+    )  # with the notebook's split, which the members do not have
+    assert commands.evaluate(config)["chips"] == 40
+    found = read(tmp_path / "all" / "chips.csv").set_index("image_name").iloc[:, 4:]
+    mean = pd.concat([sum(tables) / len(tables) for tables in expected.values()])
+    assert set(found.index) == set(mean.index)
+    np.testing.assert_allclose(found.loc[mean.index], mean, atol=2e-6)
+    with pytest.raises(BadInput, match=r"split = train: some members have other validation chips"):
+        commands.evaluate(small_config(
+            run, workdir=str(tmp_path / "all"),
+            **{"score.ensemble": tuple(members), "score.split": "train"},
+        ))  # fmt: skip
+    assert commands.report(config) is None
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "average of" in page
+    for workdir in members:
+        assert f"--config.workdir={workdir}" in page
+    predicted = small_config(run, workdir=str(tmp_path / "all"), **{
+        "score.ensemble": tuple(members), "score.decision_rule": "per_class",
+        "score.calibrate": True, "predict.folder": str(run / "root" / "train-jpg"),
+    })  # fmt: skip
+    assert len(commands.predict(predicted)) == 40  # by the decision fitted out of fold
 
 
 def test_submission_has_the_rows_of_the_sample_in_its_order(run, tmp_path):

@@ -30,7 +30,8 @@ def commands(run: RunFolder) -> str:
         lines.append(f"git checkout {commit}")
     pins = [f"{name}=={version}" for name, version in run.about["versions"].items()]
     lines += [shlex.join(["pip", "install", *pins]), ""]
-    lines += [command("train", run.options(folder)) for folder in run.chain]
+    folders = [folder for end in run.members or [run.folder] for folder in run.chain_of(end)]
+    lines += [command("train", run.options(folder)) for folder in dict.fromkeys(folders)]
     options = run.options(run.folder)
     lines += ["", command("evaluate", options | _scoring(run)), command("report", options)]
     text = "In the folder where it was run; all options that differ from their defaults are given:"

@@ -34,14 +34,26 @@ class RunFolder:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
-        if missing := _missing_file(folder):
+        missing = _missing_file(folder)
+        if missing == "config.json" or (missing and not self.members):
             raise BadInput(f"{folder}: has no {missing}; train this run first")
         self.about = _read_json(folder / "config.json")
 
     @functools.cached_property
+    def members(self) -> list[Path]:
+        """Return the run folders that this folder averages; [] if a run was trained here."""
+        if (self.folder / "history.csv").exists():
+            return []
+        return [local_path(run) for run in self.options(self.folder)["score.ensemble"]]
+
+    @functools.cached_property
     def chain(self) -> list[Path]:
-        """Return the run folders of the chain, from the earliest that exists to this one."""
-        chain, folder = [self.folder], self.init_from(self.folder)
+        """Return the chain of this run; of an ensemble, the first of its longest chains."""
+        return max(map(self.chain_of, self.members or [self.folder]), key=len)
+
+    def chain_of(self, run: Path) -> list[Path]:
+        """Return the run folders of a chain, from the earliest that exists to `run`."""
+        chain, folder = [run], self.init_from(run)
         while folder and not _missing_file(folder) and folder not in chain:
             chain.insert(0, folder)
             folder = self.init_from(folder)

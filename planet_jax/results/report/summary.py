@@ -14,7 +14,9 @@ SAME_F2 = 0.002  # another device may flip labels whose probability is near the 
 
 def summary(run: RunFolder) -> str:
     """Show the scores, facts of the run, and the options that differ from their defaults."""
-    options, history = run.options(run.folder), run.history(run.folder)
+    options, history = run.options(run.folder), pd.DataFrame({"epoch": [], "fbeta": []})
+    if not run.members:
+        history = run.history(run.folder)
     try:
         scores, note = _scores(run.metrics("fbeta", "intervals", "best_constant"), history)
     except MissingPart as missing:
@@ -22,11 +24,14 @@ def summary(run: RunFolder) -> str:
         scores, note = {"F2, last epoch": last}, str(missing)
     scores |= {
         "stages": str(len(run.chain)),
-        "epochs of this stage": f"{count(history['epoch'])} of {options['train.epochs']}",
+        **(
+            {"average of": f"{len(run.members)} runs"} if run.members else
+            {"epochs of this stage": f"{count(history['epoch'])} of {options['train.epochs']}"}
+        ),
         "chip size": f"{options['data.size']} px",
         "batch": options["data.batch_size"],
         "precision": options["train.precision"],
-    }
+    }  # fmt: skip
     rows = [
         {"option": name, "value": str(value), "default": str(as_json(OPTIONS[name].default)),
          "meaning": OPTIONS[name].help}

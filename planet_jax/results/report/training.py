@@ -6,7 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from planet_jax.results import pictures, tables
+from planet_jax.results import pictures
+from planet_jax.results.journey_tables import journey as journey_table
+from planet_jax.results.journey_tables import last_fbeta
 from planet_jax.results.report import html
 from planet_jax.results.report.run_folder import MissingPart, RunFolder
 from planet_jax.results.score_pictures import WIDTH
@@ -19,7 +21,12 @@ HEIGHT = 3.2  # inches
 def journey(run: RunFolder) -> str:
     """Show the notebook's table of all chained stages, and the curves."""
     names = " → ".join(folder.name for folder in run.chain)
-    parts = [html.table(tables.journey(run.chain))]
+    parts = [html.table(journey_table(run.chain))]
+    if run.members:
+        rows = [
+            {"run": str(run), "F2, last epoch": f"{last_fbeta(run):.4f}"} for run in run.members
+        ]
+        parts = ["<h3>Members</h3>", html.table(pd.DataFrame(rows)), f"<h3>{names}</h3>", *parts]
     if before := run.init_from(run.chain[0]):
         parts.append(html.note(f"The first stage started from {before}, which does not exist."))
     history = run.history(run.chain[-1])
