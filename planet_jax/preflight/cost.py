@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.model import classifier
 from planet_jax.preflight.hardware import Hardware
-from planet_jax.preflight.hlo import Kernel, Program, arrays
+from planet_jax.preflight.hlo import Kernel, Program
 from planet_jax.preflight.targets import Target, compiler_options
 from planet_jax.train.stage import make_recipe
 from planet_jax.train.steps import create_state, make_predict_step, make_train_step
@@ -112,7 +112,7 @@ def measure(lower: Lower, target: Target, chips: int, precision: str) -> Cost:
         raise TooLarge(peak)
     program = Program(text)
     kernels = list(program.kernels())
-    all_reduces = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    all_reduces = list(program.all_reduces())
     named = sum(kernel.read + kernel.written for kernel in kernels)
     is_tpu = target.hardware.platform == "tpu"
     count = tpu_seconds if is_tpu else gpu_seconds
@@ -125,7 +125,7 @@ def measure(lower: Lower, target: Target, chips: int, precision: str) -> Cost:
         bytes_moved=named if is_tpu else uncached_bytes(kernels, target.hardware.fast_memory),
         bytes_named=named,
         all_reduces=len(all_reduces),
-        all_reduce_bytes=sum(array.bytes for shape in all_reduces for array in arrays(shape)),
+        all_reduce_bytes=sum(all_reduces),
         kernel_seconds=count(kernels, target.hardware, precision),
     )
 

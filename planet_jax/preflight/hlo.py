@@ -107,14 +107,50 @@ class Program:
                 )
 
     def kernels(self) -> Iterator[Kernel]:
-        """Yield the cost of every instruction that the device executes."""
-        for instruction in self.entry.values():
+        """Yield the cost of every instruction that the device executes, each time it does."""
+        for computation, instruction, times in self._executed(self.entry):
             if not NO_TRAFFIC.fullmatch(instruction.opcode) and instruction.opcode not in VIEWS:
                 cycles = int(_find(r'"estimated_cycles":"(\d+)"', instruction.text, "0"))
-                read, written = self._traffic(instruction)
-                yield Kernel(read, written, self._flops(instruction, self.entry), cycles)
+                read, written = self._traffic(instruction, computation)
+                kernel = Kernel(read, written, self._flops(instruction, computation), cycles)
+                yield from itertools.repeat(kernel, times)
 
-    def _traffic(self, instruction: Instruction) -> tuple[int, int]:
+    def all_reduces(self) -> Iterator[int]:
+        """Yield the bytes of every all-reduce, each time it is executed."""
+        for _, instruction, times in self._executed(self.entry):
+            for size in self._all_reduces(instruction):
+                yield from itertools.repeat(size, times)
+
+    def _all_reduces(self, instruction: Instruction) -> Iterator[int]:
+        if instruction.opcode in ("all-reduce", "all-reduce-start"):
+            yield sum(array.bytes for array in instruction.results)
+        for name in instruction.called:
+            for inner in self.computations[name].values():
+                yield from self._all_reduces(inner)
+
+    def _executed(
+        self, computation: Computation, times: int = 1
+    ) -> Iterator[tuple[Computation, Instruction, int]]:
+        """Yield the instructions of a schedule and of its loops, and how often each is executed."""
+        for instruction in computation.values():
+            if instruction.opcode != "while":
+                yield computation, instruction, times
+                continue
+            body = self.computations[_find(r"\bbody=%?([\w.\-$]+)", instruction.text)]
+            yield from self._executed(body, times * self._trips(instruction))
+
+    def _trips(self, loop: Instruction) -> int:
+        """Return how often a loop runs, which the GPU's compiler writes and the TPU's does not.
+
+        JAX's loops count from 0, and the condition compares the count with a constant.
+        """
+        if known := _find(r'"known_trip_count":\{"n":"(\d+)"', loop.text, ""):
+            return int(known)
+        condition = self.computations[_find(r"\bcondition=%?([\w.\-$]+)", loop.text)]
+        (limit,) = (c.text for c in condition.values() if c.opcode == "constant")
+        return int(limit.partition(")")[0])
+
+    def _traffic(self, instruction: Instruction, within: Computation) -> tuple[int, int]:
         """Return the bytes that an instruction reads from and writes to main memory."""
         if instruction.opcode == "copy-start":  # (target, source, context)
             target, source = instruction.results[:2]
@@ -126,7 +162,7 @@ class Program:
         read = 0
         for index, name in enumerate(instruction.operands):
             if name not in instruction.operands[:index]:
-                whole = sum(array.main_bytes for array in self.entry[name].results)
+                whole = sum(array.main_bytes for array in within[name].results)
                 read += min(whole, _bytes_read(body, index, whole))
         written = sum(array.main_bytes for array in instruction.results)
         return read, min(written, _bytes_written(body, written))
@@ -142,7 +178,8 @@ class Program:
     def fast_memory_peak(self) -> int:
         """Return the most bytes of fast memory that arrays occupy at one time.
 
-        An array occupies it from the instruction that makes it to the last that names it.
+        An array occupies it from the instruction that makes it to the last that names it. Arrays
+        that live only inside of a loop are not counted.
         """
         places: dict[str, list[tuple[int, int]]] = {}  # name: its leaves' (identity, bytes)
         last: dict[int, int] = {}

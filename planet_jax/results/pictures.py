@@ -95,8 +95,9 @@ def loss(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
     for _, stage in steps.groupby("stage"):
         axis.plot(stage["step"], stage["smooth_loss"], color="C0", label=label)
         label = ""
-    axis.plot(history["end"], history["valid_loss"], "o-", color="C1", label="validation")
-    _label(axis, "step", "binary cross-entropy", steps)
+    label = "validation, cross-entropy"  # the training loss may have more (config section loss)
+    axis.plot(history["end"], history["valid_loss"], "o-", color="C1", label=label)
+    _label(axis, "step", "loss", steps)
 
 
 def rates(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
@@ -113,6 +114,8 @@ def rates(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
 def scores(axis: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
     """Draw F2 and accuracy_thresh of each epoch."""
     axis.plot(history["epoch"], history["fbeta"], "o-", label="F2")
+    if "ema_fbeta" in history:
+        axis.plot(history["epoch"], history["ema_fbeta"], "o-", label="F2, moving averages")
     axis.plot(history["epoch"], history["accuracy_thresh"], "o-", label="accuracy_thresh")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(axis, "epoch", "score on validation chips")

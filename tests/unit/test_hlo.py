@@ -146,3 +146,42 @@ def test_a_gpu_moves_what_its_cache_cannot_hold():
     assert uncached_bytes(kernels, cache=0) == 310
     assert uncached_bytes(kernels, cache=40) == (60 + 0) + (0 + 30) + (30 + 0)
     assert uncached_bytes(kernels, cache=100) == 0
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["as on a GPU", "as on a TPU"])
+def test_a_loop_counts_as_often_as_it_runs(known):
+    """The parts of a batch (optim.accumulate) are a loop; the TPU's compiler writes no count."""
+    config = ', backend_config={"known_trip_count":{"n":"4"}}' if known else ""
+    limit = "%get" if known else "%limit"  # a GPU's condition is a fusion without a constant
+    program = Program(f"""
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {{
+  %p = (s32[], f32[8,8]{{1,0}}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8]{{1,0}} get-tuple-element(%p), index=1
+  %dot = f32[8,8]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  %sum = f32[8,8]{{1,0}} all-reduce(%dot), replica_groups={{}}, to_apply=%add
+  ROOT %t = (s32[], f32[8,8]{{1,0}}) tuple(%i, %sum)
+}}
+
+%add (a: f32[], b: f32[]) -> f32[] {{
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %ab = f32[] add(%a, %b)
+}}
+
+%condition (p: (s32[], f32[8,8])) -> pred[] {{
+  {"" if known else "%limit = s32[] constant(4)"}
+  %q = (s32[], f32[8,8]{{1,0}}) parameter(0)
+  %get = s32[] get-tuple-element(%q), index=0
+  ROOT %less = pred[] compare(%get, {limit}), direction=LT
+}}
+
+ENTRY %main (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {{
+  %start = (s32[], f32[8,8]{{1,0}}) parameter(0)
+  ROOT %loop = (s32[], f32[8,8]{{1,0}}) while(%start), condition=%condition, body=%body{config}
+}}
+""")
+    kernels = list(program.kernels())
+    assert sum(kernel.flops for kernel in kernels) == 4 * 2 * 8**3
+    assert [kernel.read for kernel in kernels] == 8 * [256]
+    assert list(program.all_reduces()) == 4 * [256]
