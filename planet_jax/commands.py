@@ -36,7 +36,7 @@ from planet_jax.runtime.files import atomic_path, write_json
 from planet_jax.runtime.signals import Stopped
 from planet_jax.score import metrics
 from planet_jax.storage.bucket import local_path
-from planet_jax.train import chain, loop
+from planet_jax.train import chain, loop, trackers
 from planet_jax.train import lr_range as range_test
 from planet_jax.train.metadata import Provenance
 from planet_jax.train.mirror import Mirror
@@ -75,6 +75,7 @@ def prepare(config: ConfigDict) -> Dataset:
 
 def train(config: ConfigDict) -> None:
     """Train or resume the stage in config.workdir; a finished stage is not trained again."""
+    trackers.check(config)
     with training_folder(config) as mirror:
         _train(config, find_start(config), mirror)
 
@@ -82,13 +83,15 @@ def train(config: ConfigDict) -> None:
 def _train(config: ConfigDict, start: Start, mirror: Mirror | None) -> None:
     run = local_path(config.workdir)
     if is_finished(start, config):
-        print(f"{run}: this run is finished")
-    else:
-        stage = make_stage(config, start.epoch_offset, start.normalization)
-        if start.is_fresh:  # not repeated on a resume or in a later stage
-            describe.warn(stage.data.labels, stage.train_rows, stage.valid_rows, config.data)
-        loop.train(stage, run, start, mirror)
-    print(_draw_history(run))
+        print(f"{run}: this run is finished\n{_draw_history(run)}")
+        return
+    stage = make_stage(config, start.epoch_offset, start.normalization)
+    if start.is_fresh:  # not repeated on a resume or in a later stage
+        describe.warn(stage.data.labels, stage.train_rows, stage.valid_rows, config.data)
+    with trackers.following(config, start.own) as followers:
+        loop.train(stage, run, start, mirror, followers.add)
+        print(_draw_history(run))
+        followers.pictures(run)
 
 
 @on_main
@@ -316,6 +319,7 @@ def journey(
     for stage in [*itertools.chain(*plan.chains.values()), plan.final]:
         validate(stage)
         distributed.require_same(shared_by_processes(stage))
+        trackers.check(stage)
     final = plan.final
     if final.predict.folder:
         predictions.image_files(final)  # raises BadInput before any training

@@ -190,6 +190,11 @@ OPTIONS: dict[str, Option] = {
         False, "resume although other options or data changed; config.json records what changed",
         on_resume="free"),
 
+    # ---- Trackers (train/trackers.py) ----
+    "track.to": Option(
+        (), "where rows and pictures go too: tensorboard, wandb, or MODULE:NAME of your own",
+        item_type=str, required=True, on_resume="free"),
+
     # ---- Optimizer: fastai's fit_one_cycle ----
     "optim.lr": Option(
         (1e-2, 2e-2),

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ STEP_COLUMNS = (
 )  # fmt: skip
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy_thresh", "fbeta", "time")
 EMA_SCORES = ("valid_loss", "fbeta")  # further columns with optim.ema_decay: ema_valid_loss, ...
+Follow = Callable[[str, dict[str, float]], None]  # a table's name, and a row that it got
 
 
 @dataclasses.dataclass
@@ -71,12 +72,14 @@ class LogState:
 class Table:
     """A CSV file that grows by rows of numbers; only the main process writes the file."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...], mark: Mark | None) -> None:
-        """Start the file, or cut it back to `mark`.
+    def __init__(
+        self, path: Path, columns: tuple[str, ...], mark: Mark | None, follow: Follow | None = None
+    ) -> None:
+        """Start the file, or cut it back to `mark`. Each row is passed to `follow` too.
 
         A file that does not match `mark` is renamed NAME.damaged, and a new one is started.
         """
-        self.path = path
+        self.path, self._columns, self._follow = path, columns, follow
         header = (",".join(columns) + "\n").encode()
         content = header
         if mark is not None and is_main_process():
@@ -99,6 +102,8 @@ class Table:
         if is_main_process():
             with add_path_to_errors(self.path), self.path.open("ab") as file:
                 file.write(row)
+        if self._follow:
+            self._follow(self.path.stem, dict(zip(self._columns, values, strict=True)))
 
     def mark(self) -> Mark:
         """Flush the file to the disk and return its mark."""
@@ -117,13 +122,15 @@ class TrainLog:
     """
 
     def __init__(
-        self, run: Path, schedule: Schedule, batch_size: int, ema: bool, state: LogState | None
-    ) -> None:
+        self, run: Path, schedule: Schedule, batch_size: int, ema: bool, state: LogState | None,
+        follow: Follow | None = None,
+    ) -> None:  # fmt: skip
         self._run, self._schedule, self._batch_size = run, schedule, batch_size
-        self._steps = Table(run / "steps.csv", STEP_COLUMNS, state.steps if state else None)
+        steps = state.steps if state else None
+        self._steps = Table(run / "steps.csv", STEP_COLUMNS, steps, follow)
         history = state.history if state else None
         columns = HISTORY_COLUMNS + tuple(f"ema_{name}" for name in EMA_SCORES if ema)
-        self._history = Table(run / "history.csv", columns, history)
+        self._history = Table(run / "history.csv", columns, history, follow)
         self.smooth = dataclasses.replace(state.smooth) if state else Smooth()
         self.epochs = state.epochs if state else 0
         self.epochs_since_best = state.epochs_since_best if state else 0

@@ -13,7 +13,7 @@ from planet_jax.runtime.files import write_json
 from planet_jax.runtime.progress import notify, progress
 from planet_jax.train.checkpoint import to_host
 from planet_jax.train.checkpoint_writer import CheckpointWriter
-from planet_jax.train.log import TrainLog, divergence_error
+from planet_jax.train.log import Follow, TrainLog, divergence_error
 from planet_jax.train.metadata import Metadata, Provenance
 from planet_jax.train.mirror import Mirror
 from planet_jax.train.resume import check_resume
@@ -23,19 +23,22 @@ from planet_jax.train.steps import TrainState
 from planet_jax.train.validate import validate
 
 
-def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -> None:
+def train(
+    stage: Stage, run: Path, start: Start, mirror: Mirror | None = None,
+    follow: Follow | None = None,
+) -> None:  # fmt: skip
     """Train a stage in the run folder `run`, from the checkpoint or the weights of `start`.
 
-    Writes checkpoints/, config.json, steps.csv and history.csv; `mirror` uploads each save. The
-    loss of a step is read after the next step was dispatched, so the devices do not wait for
-    Python.
+    Writes checkpoints/, config.json, steps.csv and history.csv; `mirror` uploads each save, and
+    `follow` gets each row. The loss of a step is read after the next step was dispatched, so the
+    devices do not wait for Python.
 
     Raises:
       BadInput: the run cannot be resumed with this config or data, or cannot be saved.
       RunFailed: the loss or a parameter is not finite.
       Stopped: by SIGTERM, after a save.
     """
-    step, state, log, provenance = _begin(stage, run, start)
+    step, state, log, provenance = _begin(stage, run, start, follow)
     saver = _Saver(stage, run, provenance, log, step, mirror)
     batches = stage.train_batches(step)
     with (
@@ -74,7 +77,9 @@ def train(stage: Stage, run: Path, start: Start, mirror: Mirror | None = None) -
         raise signals.Stopped
 
 
-def _begin(stage: Stage, run: Path, start: Start) -> tuple[int, TrainState, TrainLog, Provenance]:
+def _begin(
+    stage: Stage, run: Path, start: Start, follow: Follow | None
+) -> tuple[int, TrainState, TrainLog, Provenance]:
     """Resume from the run's own checkpoint, or start at step 0."""
     if start.own:
         provenance = check_resume(stage, start.own.metadata, run)
@@ -88,7 +93,8 @@ def _begin(stage: Stage, run: Path, start: Start) -> tuple[int, TrainState, Trai
     if is_main_process():
         write_json(run / "config.json", dataclasses.asdict(provenance))
     has_ema = state.ema is not None
-    log = TrainLog(run, stage.schedule, stage.config.data.batch_size, has_ema, log_state)
+    batch_size = stage.config.data.batch_size
+    log = TrainLog(run, stage.schedule, batch_size, has_ema, log_state, follow)
     return step, state, log, provenance
 
 
