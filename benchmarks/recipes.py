@@ -1,6 +1,6 @@
 """Compare training options with the notebook's recipe, at equal numbers of steps.
 
-    python benchmarks/recipes.py [--out runs/recipes] [--seeds 0 1 2] [--picture FILE]
+    python benchmarks/recipes.py [--out runs/recipes] [--seeds 0] [--only NAME ...] [--picture FILE]
 
 Each recipe trains the notebook's frozen stage at 64 px on ../shared/data/ucmerced, from the formula
 weights of benchmarks/twin.py, once for each of three stratified folds and each seed. A recipe and
@@ -33,6 +33,7 @@ from planet_jax.score.weather import TAGS
 
 FOLDS = 3
 CHIPS, SAMPLE = "chips", "sample"
+AVERAGE = "average of the seeds"
 SEEDS = "the run of each seed"  # in place of run folders in score.ensemble
 
 
@@ -57,7 +58,7 @@ RECIPES = {
     "gradient norm at most 0.1": Recipe({"optim.clip_norm": 0.1}),
     "batches in two parts": Recipe({"optim.accumulate": 2}),
     "8 views": Recipe({}, {"score.test_time_augmentation": "dihedral"}),
-    "average of the seeds": Recipe({}, {"score.ensemble": SEEDS}),
+    AVERAGE: Recipe({}, {"score.ensemble": SEEDS}),
     "exclusive weather (sample)": Recipe({"model.exclusive": TAGS}, data=SAMPLE),
 }
 
@@ -133,7 +134,8 @@ def draw(gains: dict[str, list[tuple[float, float]]]) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=RECIPES, help="recipes; default: all")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     if not (args.out / "formula.safetensors").exists():
@@ -143,8 +145,12 @@ def main() -> None:
         folds = [score(args.out, name, recipe, fold, args.seeds) for fold in range(FOLDS)]
         return np.concatenate(folds)
 
-    base = {data: scores("notebook", recipe) for data, recipe in NOTEBOOK.items()}
-    found = {name: scores(name, recipe) for name, recipe in RECIPES.items()}
+    chosen = {name: RECIPES[name] for name in args.only or RECIPES}
+    if len(args.seeds) == 1:
+        chosen.pop(AVERAGE, None)
+    used = {recipe.data for recipe in chosen.values()}
+    base = {data: scores("notebook", NOTEBOOK[data]) for data in NOTEBOOK if data in used}
+    found = {name: scores(name, recipe) for name, recipe in chosen.items()}
     print(machine.describe("jax"))
     print(f"{FOLDS} folds, seeds {args.seeds}; means over runs, gains with 95% intervals.\n")
     print("| recipe | F2 at 0.2 | gain | F2, fitted thresholds | gain |")

@@ -218,6 +218,10 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
         written = write_evaluation(run, evaluation, result, stage.data.labels, rows, fitted_to)
         print(tables.evaluation(result))
         print(f"{run}: wrote {', '.join(written)}; {result['mistakes']} chips are mispredicted")
+    if config.score.explain:
+        from planet_jax.results.explain import explain  # matplotlib is slow to import
+
+        result |= explain(run, models[0], evaluation, result, stage, rows)
     return result
 
 

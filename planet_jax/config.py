@@ -278,6 +278,10 @@ OPTIONS: dict[str, Option] = {
     "score.ensemble": Option(
         (), "run folders to average, each at its own size; (): workdir alone",
         item_type=str, required=True, on_resume="free", path=True, url=True),
+    "score.explain": Option(
+        0, "evaluate draws maps of this many worst chips, and a plane of all chips, and finds "
+        "validation chips that repeat a training chip; 0: off",
+        low=0, high=100, unit="chips", on_resume="free"),
     "predict.folder": Option(
         "", "folder of images, or one image, to predict; '': test-jpg of data.root",
         on_resume="free", per_process=True, path=True, url=True),

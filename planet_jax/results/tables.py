@@ -9,6 +9,7 @@ from planet_jax.model.classifier import Normalization
 from planet_jax.model.summary import Layer
 
 MAX_CO_OCCURRENCES = 5  # swaps and pairs printed, at most this many of each
+MAX_PAIRS = 3  # near duplicates printed
 CLASS_COLUMNS = {
     "precision": "precision",
     "recall": "recall",
@@ -91,6 +92,24 @@ def _co_occurrence_lines(co_occurrence: dict[str, Any]) -> list[str]:
     if pairs:
         lines.append(f"pairs predicted together (true together): {'; '.join(pairs)}")
     return lines
+
+
+def near_duplicates(found: dict[str, Any]) -> str:
+    """Format the near duplicates of metrics.json in one line."""
+    count, valid = found["count"], found["valid_chips"]
+    if not count:
+        return f"near duplicates: none of {valid} validation chips repeats a training chip"
+    pairs = [
+        f"{pair['valid']} is {pair['train']} ({pair['similarity']:.2f})"
+        for pair in found["pairs"][:MAX_PAIRS]
+    ]
+    more = ", ..." if count > len(pairs) else ""
+    line = (
+        f"near duplicates: {count} of {valid} validation chips repeat a training chip: "
+        f"{', '.join(pairs)}{more}"
+    )
+    fbeta = found["fbeta_without"]
+    return line if fbeta is None else f"{line}; F2 without them {fbeta:.4f}"
 
 
 def class_table(per_class: dict[str, dict[str, Any]]) -> pd.DataFrame:

@@ -116,7 +116,7 @@ def test_page_is_complete_and_loads_nothing(config, path):
     assert len(tags.of("svg")) == 3 + 2 + 2 + 2 + 1 + 1 + 2
     ids = [attributes["id"] for _, attributes in tags.tags if "id" in attributes]
     named = [i for i in ids if not re.fullmatch("(m|p|image)[0-9a-f]{10}", i)]
-    assert len(named) == len(set(named)) == 13  # twelve parts and the select element
+    assert len(named) == len(set(named)) == 14  # thirteen parts and the select element
     metrics = json.loads(Path(config.workdir, "metrics.json").read_text())
     for score in (metrics["fbeta"], metrics["decisions"][3]["fbeta"]):
         assert f"{score:.4f}" in tags.text
@@ -159,7 +159,7 @@ def test_missing_parts_name_the_command_that_helps(config, tmp_path, capsys):
         assert f": `{command}` " in lines
     page = (run / "report.html").read_text()
     assert "which does not exist" in page
-    assert page.count('class="missing"') == len(lines.splitlines()) == 8
+    assert page.count('class="missing"') == len(lines.splitlines()) == 9
     for name in ("metrics.json", "chips.csv"):
         shutil.copy(f"{config.workdir}/{name}", run)
     commands.report(bare)

@@ -179,8 +179,10 @@ def test_each_chip_is_scored_by_the_members_that_did_not_train_on_it(run, tmp_pa
         table = read(tmp_path / f"{seed}" / "chips.csv").set_index("image_name").iloc[:, 4:]
         expected.setdefault(fold, []).append(table)
     config = small_config(
-        run, workdir=str(tmp_path / "all"), **{"score.ensemble": tuple(members)}
-    )  # with the notebook's split, which the members do not have
+        run, workdir=str(tmp_path / "all"),
+        **{"score.ensemble": tuple(members), "score.explain": 2},
+    )  # fmt: skip
+    # with the notebook's split, which the members do not have
     assert commands.evaluate(config)["chips"] == 40
     found = read(tmp_path / "all" / "chips.csv").set_index("image_name").iloc[:, 4:]
     mean = pd.concat([sum(tables) / len(tables) for tables in expected.values()])

@@ -81,20 +81,23 @@ def card(
             kind = "wrong" if label not in true else "hit" if label in predicted else "missed"
             sign = "✓" if kind == "hit" else kind
             labels.append(f'<li class="{kind}">{sign} {escape(label)} {probability:.2f}</li>')
+    alternative = f"chip {row['image_name']}: {', '.join(true) or 'no label'}"
     either = "\n".join(dict.fromkeys(true + predicted))  # script.js splits at the newline
     return (
-        f'<li data-labels="{escape(either)}">{_picture(finder, row["image_name"], true)}'
+        f'<li data-labels="{escape(either)}">'
+        f"{picture(finder, row['image_name'], alternative)}"
         f"<b>{escape(row['image_name'])}</b> loss {row['loss']:.3f}, F2 {row['fbeta']:.2f}"
         f'<ul class="tags">{"".join(labels) or "<li>no label</li>"}</ul></li>'
     )
 
 
-def _picture(finder: ChipFinder, name: str, true: Sequence[str]) -> str:
+def picture(finder: ChipFinder, name: str, alternative: str) -> str:
+    """Return the HTML of a chip's picture, or a note that its file cannot be read."""
     try:
         with Image.open(finder.find(name)[0]) as chip:
             chip.draft("RGB", (SIDE, SIDE))
-            picture = chip.convert("RGB")
+            small = chip.convert("RGB")
     except (OSError, IndexError, BadInput):  # IndexError: there is no such file
         return html.note("This file cannot be read.")
-    picture.thumbnail((SIDE, SIDE))
-    return html.image(picture, f"chip {name}: {', '.join(true) or 'no label'}")
+    small.thumbnail((SIDE, SIDE))
+    return html.image(small, alternative)

@@ -9,6 +9,7 @@ import string
 import warnings
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 import matplotlib
 import pandas as pd
@@ -76,6 +77,15 @@ def image(picture: Image.Image, alternative: str) -> str:
         f'<img src="data:image/jpeg;base64,{data}" width="{picture.width}" '
         f'height="{picture.height}" alt="{escape(alternative)}">'
     )
+
+
+def image_file(path: Path, width: int, alternative: str) -> str:
+    """Return a picture file's image on white, at most `width` pixels wide."""
+    with Image.open(path) as picture:
+        flat = Image.new("RGB", picture.size, "white")
+        flat.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
+    flat.thumbnail((width, flat.height))
+    return image(flat, alternative)
 
 
 def table(frame: pd.DataFrame, index: bool = False, digits: int = 6) -> str:

@@ -7,7 +7,7 @@ missing, one line takes its place and names the command that writes them.
 from collections.abc import Callable
 from pathlib import Path
 
-from planet_jax.results.report import html, reproduce, scores, summary, training
+from planet_jax.results.report import explanations, html, reproduce, scores, summary, training
 from planet_jax.results.report.run_folder import MissingPart, RunFolder
 from planet_jax.runtime.files import atomic_path
 
@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[RunFolder], str]] = {
     "Calibration": scores.calibration,
     "Co-occurrence": scores.co_occurrence,
     "Chips": scores.chips,
+    "Explanations": explanations.explanations,
     "Speed": training.speed,
     "Hardware and versions": reproduce.hardware,
     "How to reproduce": reproduce.commands,

@@ -56,4 +56,5 @@ def _scoring(run: RunFolder) -> dict[str, Any]:
         "score.resamples": metrics["intervals"]["resamples"],
         "score.test_time_augmentation": metrics["test_time_augmentation"],
         "score.ensemble": metrics["ensemble"],
+        "score.explain": metrics.get("explained", 0),
     }

@@ -68,6 +68,12 @@ class RunFolder:
                 fetch(before, kinds=())
         return local_path(before) if before else None
 
+    @property
+    def chip_folder(self) -> Path:
+        """Return the folder in which the chips' names are found."""
+        options = self.options(self.folder)
+        return self.root / (options["data.chip_folder"] if options["data.label_file"] else "")
+
     def options(self, folder: Path) -> dict[str, Any]:
         """Return the options of a run, {"data.size": 128, ...}."""
         return translate_saved(_read_json(folder / "config.json")["config"], folder)

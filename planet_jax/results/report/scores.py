@@ -88,9 +88,7 @@ def chips(run: RunFolder) -> str:
     path = run.folder / "chips.csv"
     if not path.exists():
         raise MissingPart(f"No {path} yet: `evaluate` writes it.")
-    options = run.options(run.folder)
-    folder = run.root / (options["data.chip_folder"] if options["data.label_file"] else "")
-    if not folder.is_dir():
-        raise MissingPart(f"No chips in {folder}: set config.data.root to them.")
+    if not run.chip_folder.is_dir():
+        raise MissingPart(f"No chips in {run.chip_folder}: set config.data.root to them.")
     table = pd.read_csv(path, keep_default_na=False, dtype=gallery.TEXT_COLUMNS)
-    return gallery.galleries(table, labels, folder)
+    return gallery.galleries(table, labels, run.chip_folder)

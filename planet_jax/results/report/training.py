@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
 from planet_jax.results import pictures
 from planet_jax.results.journey_tables import journey as journey_table
@@ -78,13 +77,9 @@ def augmented_batch(run: RunFolder) -> str:
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise MissingPart("No stage has a show_batch.png: `show_batch` draws it.")
-    with Image.open(path) as picture:
-        flat = Image.new("RGB", picture.size, "white")
-        flat.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
-    flat.thumbnail((BATCH_WIDTH, 4 * BATCH_WIDTH))
     caption = f"The first 16 chips of the first batch of {path.parent.name}, with their labels."
-    picture_html = html.image(flat, "Augmented chips in a grid, each with its labels above it")
-    return html.captioned(picture_html, caption)
+    alternative = "Augmented chips in a grid, each with its labels above it"
+    return html.captioned(html.image_file(path, BATCH_WIDTH, alternative), caption)
 
 
 def speed(run: RunFolder) -> str:
