@@ -9,6 +9,7 @@ a name all are run, which takes hours on two idle cores. The text begins with th
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ COMMANDS = {
     "resnet18": "step.py --network resnet18",
     "resnet101": "step.py --network resnet101",
     "bucket": "bucket.py",
+    "recipes": "recipes.py --picture docs/images/recipes.png",
+    "recipes-seeds": "recipes.py --seeds 0 1 --only 'average of the seeds'",
 }
 
 
@@ -36,7 +39,7 @@ def write(name: str) -> None:
     if len(pages) != 1:
         sys.exit(f"{name}: {len(pages)} pages of docs/ have a place for it; one must")
     command = f"python benchmarks/{COMMANDS[name]}"
-    program = [sys.executable, *command.split()[1:]]
+    program = [sys.executable, *shlex.split(command)[1:]]
     done = subprocess.run(program, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{command} ended with status {done.returncode}; {pages[0]} is as before")

@@ -1,6 +1,7 @@
 import pytest
 
-from planet_jax.config import get_config
+from planet_jax.config import get_config, validate
+from planet_jax.config_file import load
 from planet_jax.results.journey_tables import headline
 from planet_jax.runtime.errors import BadInput
 from planet_jax.train.chain import plan
@@ -38,6 +39,15 @@ def test_each_fold_and_seed_has_its_own_folders():
     names = [f"runs/{s}-fold{fold}-seed{seed}" for fold in (0, 1) for seed in (0, 7) for s in "ab"]
     assert list(final.score.ensemble) == names
     assert stages()[1].workdir == "runs/b"  # the stages themselves are not changed
+
+
+def test_the_shipped_plan_averages_both_sizes_of_five_folds():
+    config = load("beyond")
+    planned = plan(config, [load(stage) for stage in config.stages])
+    assert [len(chain) for chain in planned.chains.values()] == [4] * 5
+    assert len(planned.final.score.ensemble) == 10
+    assert planned.final.workdir == "runs/beyond/average"
+    validate(planned.final)
 
 
 def test_sizes_are_averaged_without_folds():
