@@ -328,6 +328,7 @@ def journey(
     if final.predict.folder:
         predictions.image_files(final)  # raises BadInput before any training
     results = local_path(final.workdir)
+    on_main(_remove_other_results)(results, final)
     first = next(iter(plan.chains.values()))
     for stages in plan.chains.values():
         for stage in stages:
@@ -356,6 +357,29 @@ def journey(
     report(final)
     if refused:
         raise refused
+
+
+def _remove_other_results(run: Path, config: ConfigDict) -> None:
+    """Remove what a journey wrote to `run` if the evaluation there was of other runs or options."""
+    try:
+        found = json.loads((run / JOURNEY_RESULTS[0]).read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:  # not JSON
+        found = {}
+    score = config.score
+    wanted = {
+        "ensemble": list(score.ensemble),
+        "checkpoint": config.checkpoint,
+        "threshold": score.threshold,
+        "test_time_augmentation": score.test_time_augmentation,
+    }
+    decision = {name: getattr(score, name) for name in ("calibrate", "weather_rule")}
+    decision["rule"] = score.decision_rule
+    if wanted.items() <= found.items() and decision.items() <= found.get("decision", {}).items():
+        return
+    for name in JOURNEY_RESULTS:
+        (run / name).unlink(missing_ok=True)
 
 
 def _journey_stage(config: ConfigDict, results: Path, explore: bool) -> None:

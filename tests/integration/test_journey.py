@@ -118,3 +118,11 @@ def test_a_journey_over_folds_ends_with_one_average(tmp_path, monkeypatch, capsy
     commands.journey(config, options)  # nothing is repeated
     assert capsys.readouterr().out.count("this run is finished") == 4
     assert (average / "metrics.json").stat().st_mtime_ns == written
+
+    config.journey.members = ("demo:stage2",)  # other results, from the same runs
+    commands.journey(config, options)
+    assert capsys.readouterr().out.count("this run is finished") == 4
+    assert json.loads((average / "metrics.json").read_text())["ensemble"] == names[1::2]
+    assert (
+        json.loads((average / "config.json").read_text())["config"]["score.ensemble"] == names[1::2]
+    )
