@@ -23,6 +23,7 @@ STAGES = ("stage1", "stage2", "stage1_256", "stage2_256")
 def get_config(stage: str = "") -> ConfigDict:
     if not stage:
         config = base()
+        config.workdir = "runs/demo/average"  # of an average: journey.folds, journey.seeds
         config.stages = tuple(f"demo:{name}" for name in STAGES)
         return config
     if stage not in STAGES:

@@ -14,5 +14,6 @@ from planet_jax.config import get_config as base
 
 def get_config() -> ConfigDict:
     config = base()
+    config.workdir = "runs/average"  # of an average: journey.folds, journey.seeds
     config.stages = ("stage1", "stage2", "stage1_256", "stage2_256")
     return config

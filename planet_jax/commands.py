@@ -27,7 +27,12 @@ from planet_jax.preflight import targets
 from planet_jax.preflight.examine import examine
 from planet_jax.results import fitted_decisions, inference, journey_tables, submission, tables
 from planet_jax.results import predict as predictions
-from planet_jax.results.evaluate import Evaluation, compute_metrics, write_evaluation
+from planet_jax.results.evaluate import (
+    Evaluation,
+    compute_metrics,
+    scoring_options,
+    write_evaluation,
+)
 from planet_jax.results.export import folder as export_folder
 from planet_jax.runtime import distributed
 from planet_jax.runtime.distributed import is_main_process, on_main
@@ -38,6 +43,7 @@ from planet_jax.score import metrics
 from planet_jax.storage.bucket import local_path
 from planet_jax.train import chain, loop, trackers
 from planet_jax.train import lr_range as range_test
+from planet_jax.train.bucket_run import fetch
 from planet_jax.train.metadata import Provenance
 from planet_jax.train.mirror import Mirror
 from planet_jax.train.resume import is_finished
@@ -309,16 +315,22 @@ def journey(
     stages = [load(stage, named_by=file) for stage in config.stages]
     if not stages:
         raise BadInput("config.stages is empty; try --config demo")
-    if own := sorted({"workdir", "init_from"} & overrides.keys()):
+    averages = config.journey.folds or config.journey.seeds or config.journey.members
+    for_stages = {k: v for k, v in overrides.items() if not (k == "workdir" and averages)}
+    if own := sorted({"workdir", "init_from"} & for_stages.keys()):
         raise BadInput(f"config.{own[0]} differs per stage; set it in the stages' config files")
+    for name, options in {"folds": ("data.folds", "data.fold"), "seeds": ("seed",)}.items():
+        if config.journey[name] and (twice := [o for o in options if o in overrides]):
+            raise BadInput(f"config.{twice[0]} is set by config.journey.{name}; leave it out")
     if overrides.get("score.split", "valid") != "valid":
         raise BadInput(
             "config.score.split: a journey scores validation chips; run evaluate afterward"
         )
     for stage in stages:
-        stage.update_from_flattened_dict(dict(overrides))
+        stage.update_from_flattened_dict(for_stages)
         if "model.head" in overrides and stage is not stages[0]:
             stage.model.head = "keep"
+        validate(stage)
     plan = chain.plan(config, stages)
     for stage in [*itertools.chain(*plan.chains.values()), plan.final]:
         validate(stage)
@@ -328,19 +340,20 @@ def journey(
     if final.predict.folder:
         predictions.image_files(final)  # raises BadInput before any training
     results = local_path(final.workdir)
-    on_main(_remove_other_results)(results, final)
+    on_main(fetch)(final.workdir, ())
+    is_new = on_main(_remove_other_results)(results, final)
     first = next(iter(plan.chains.values()))
     for stages in plan.chains.values():
         for stage in stages:
-            _journey_stage(stage, results, explore=stages is first)
+            is_new |= _journey_stage(stage, results, explore=stages is first)
     refused = None
-    if not _all_exist([results / JOURNEY_RESULTS[0]]):
+    if is_new or not _all_exist([results / JOURNEY_RESULTS[0]]):
         _stop_if_requested()
         if plan.is_ensemble:
             print(f"\n== {results}", flush=True)
         evaluate(final)
     try:
-        _journey_predict(final)
+        _journey_predict(final, is_new)
     except BadInput as error:  # after hours of training: the table and the report come first
         refused = error
     chains = {
@@ -359,33 +372,26 @@ def journey(
         raise refused
 
 
-def _remove_other_results(run: Path, config: ConfigDict) -> None:
-    """Remove what a journey wrote to `run` if the evaluation there was of other runs or options."""
+def _remove_other_results(run: Path, config: ConfigDict) -> bool:
+    """Remove what a journey wrote to `run` with other runs or options; return whether it did."""
     try:
         found = json.loads((run / JOURNEY_RESULTS[0]).read_text())
+        if found["options"] == scoring_options(config):
+            return False
     except FileNotFoundError:
-        return
-    except ValueError:  # not JSON
-        found = {}
-    score = config.score
-    wanted = {
-        "ensemble": list(score.ensemble),
-        "checkpoint": config.checkpoint,
-        "threshold": score.threshold,
-        "test_time_augmentation": score.test_time_augmentation,
-    }
-    decision = {name: getattr(score, name) for name in ("calibrate", "weather_rule")}
-    decision["rule"] = score.decision_rule
-    if wanted.items() <= found.items() and decision.items() <= found.get("decision", {}).items():
-        return
+        return False
+    except (ValueError, KeyError, TypeError):  # not this version's file
+        pass
     for name in JOURNEY_RESULTS:
         (run / name).unlink(missing_ok=True)
+    return True
 
 
-def _journey_stage(config: ConfigDict, results: Path, explore: bool) -> None:
-    """Train one stage; with `explore` first draw a batch and run the LR-range test.
+def _journey_stage(config: ConfigDict, results: Path, explore: bool) -> bool:
+    """Train one stage, if it is not finished; return whether it was trained.
 
-    What the journey wrote to the folder `results` is removed, if the stage is not finished.
+    With `explore` first draw a batch and run the LR-range test. What the journey wrote to the
+    folder `results` is removed before the training.
     """
     run = local_path(config.workdir)
     print(f"\n== {run}", flush=True)
@@ -395,16 +401,18 @@ def _journey_stage(config: ConfigDict, results: Path, explore: bool) -> None:
             show_batch(config)
             if config.lr_range.in_journey:
                 lr_range(config)
-        if is_main_process() and not is_finished(start, config):
+        trains = not is_finished(start, config)
+        if is_main_process() and trains:
             for name in JOURNEY_RESULTS:  # training will replace the weights they describe
                 (results / name).unlink(missing_ok=True)
         _train(config, start, mirror)
+    return trains
 
 
-def _journey_predict(config: ConfigDict) -> None:
+def _journey_predict(config: ConfigDict, is_new: bool) -> None:
     """Predict with the last stage; print a line if there is nothing to predict."""
     results = JOURNEY_RESULTS[1:] if config.predict.submission else JOURNEY_RESULTS[1:2]
-    if _all_exist([local_path(config.workdir) / name for name in results]):
+    if not is_new and _all_exist([local_path(config.workdir) / name for name in results]):
         return
     _stop_if_requested()
     if on_main(predictions.has_images)(config):

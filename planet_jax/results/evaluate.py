@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
+from planet_jax.config import as_json, flatten
 from planet_jax.data.labels import Labels
 from planet_jax.results import fitted_decisions
 from planet_jax.results.evaluation import Evaluation, compare_decisions, fit_to_all_chips
@@ -83,6 +85,7 @@ def compute_metrics(evaluation: Evaluation) -> dict[str, Any]:
         "checkpoint": config.checkpoint,
         "test_time_augmentation": score.test_time_augmentation,
         "ensemble": list(score.ensemble),
+        "options": scoring_options(config),
         "intervals": {
             "confidence": intervals.CONFIDENCE,
             "resamples": score.resamples,
@@ -102,6 +105,13 @@ def compute_metrics(evaluation: Evaluation) -> dict[str, Any]:
             "fbeta": [metrics.fbeta(p, targets, t) for t in CURVE_THRESHOLDS],
         },
     }
+
+
+def scoring_options(config: ConfigDict) -> dict[str, Any]:
+    """Return the options that scores and predictions depend on, as JSON reads them back."""
+    options = flatten(config)
+    chosen = ("checkpoint", *(name for name in options if name.startswith(("score.", "predict."))))
+    return {name: as_json(options[name]) for name in chosen}
 
 
 def _decision_score(evaluation: Evaluation) -> dict[str, Any]:

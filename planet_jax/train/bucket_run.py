@@ -34,7 +34,7 @@ from planet_jax.storage.bucket import Bucket, StoreError, is_same, local_path
 from planet_jax.train.checkpoint import list_steps
 
 KINDS = ("best", "ema", "latest")  # in the order of uploads: a `latest` needs those before it
-COMMITTED = re.compile(r"checkpoints/(best|latest)/(\d+)(?:\.(\d+))?/digests\.json")
+COMMITTED = re.compile(rf"checkpoints/({'|'.join(KINDS)})/(\d+)(?:\.(\d+))?/digests\.json")
 THREADS = 8  # requests at the same time
 Objects = dict[str, str]  # SHA-256 by name
 

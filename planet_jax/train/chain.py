@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from planet_jax.runtime.errors import BadInput, did_you_mean
+from planet_jax.storage.bucket import local_path
 
 Chain = list[ConfigDict]  # stages in order
 
@@ -36,9 +38,15 @@ def plan(journey: ConfigDict, stages: Chain) -> Plan:
     the results are in the journey's own workdir.
 
     Raises:
-      BadInput: a member is not a stage, or the journey's workdir is that of a stage.
+      BadInput: a member is not a stage; the journey's workdir is that of a stage; a stage of a
+        fold starts from a run outside the journey, which trained on chips of other folds.
     """
-    options, folders = journey.journey, [stage.workdir for stage in stages]
+    options, folders = journey.journey, [local_path(stage.workdir) for stage in stages]
+    if options.folds == 1:
+        raise BadInput("config.journey.folds = 1 must be 0 or at least 2")
+    for name in ("seeds", "members"):
+        if len(set(options[name])) < len(options[name]):
+            raise BadInput(f"config.journey.{name} = {options[name]}: name each once")
     chains = {}
     for fold in range(options.folds) if options.folds else [None]:
         for seed in options.seeds or [None]:
@@ -69,7 +77,7 @@ def plan(journey: ConfigDict, stages: Chain) -> Plan:
 
 def _variant(
     stage: ConfigDict,
-    folders: Sequence[str],
+    folders: Sequence[Path],
     label: str,
     fold: int | None,
     folds: int,
@@ -77,11 +85,18 @@ def _variant(
 ) -> ConfigDict:
     """Return a stage for one fold and seed; stages that start from one another still do."""
     stage = stage.copy_and_resolve_references()
+    is_inside = bool(stage.init_from) and local_path(stage.init_from) in folders
     if fold is not None:
+        if stage.init_from and not is_inside:
+            raise BadInput(
+                f"config.init_from = {stage.init_from} is a run outside the journey, which trained "
+                "on chips of several folds; add its stage to config.stages"
+            )
         stage.data.folds, stage.data.fold = folds, fold
     if seed is not None:
         stage.seed = seed
     if label:
-        stage.init_from += f"-{label}" if stage.init_from in folders else ""
-        stage.workdir += f"-{label}"
+        if is_inside:
+            stage.init_from = f"{stage.init_from.rstrip('/')}-{label}"
+        stage.workdir = f"{stage.workdir.rstrip('/')}-{label}"
     return stage

@@ -71,7 +71,7 @@ def _focused(
         return -jnp.exp(gamma * jax.nn.log_sigmoid(-logits)) * log_q if gamma else -log_q
     wrong = jax.nn.sigmoid(-logits) - margin  # 1 - q, where above 0
     # The second `where` alone would give 0 * inf in the gradient.
-    inside = jnp.where(wrong > 0, wrong, 1 / 2)
+    inside = jnp.where(wrong > 0, jnp.minimum(wrong, 1 - jnp.finfo(wrong.dtype).eps), 1 / 2)
     return jnp.where(wrong > 0, -(inside**gamma) * jnp.log1p(-inside), 0)
 
 

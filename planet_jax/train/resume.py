@@ -61,6 +61,12 @@ def check_resume(stage: Stage, metadata: Metadata, run: Path) -> Provenance:
         changes |= _changed_chips(stage, metadata)
     else:
         check_chips(stage, metadata, run, ("train", "valid"))
+    before = changes.get("optim.ema_decay")
+    if before is not None and (before > 0) != (stage.config.optim.ema_decay > 0):
+        raise BadInput(
+            f"{run}: optim.ema_decay cannot be switched on or off within a run; set workdir to a "
+            "new folder"
+        )
     if metadata.steps_per_epoch != stage.steps_per_epoch or metadata.step > stage.steps:
         raise BadInput(
             f"{run}: cannot continue after step {metadata.step} of {metadata.steps} "
@@ -69,12 +75,12 @@ def check_resume(stage: Stage, metadata: Metadata, run: Path) -> Provenance:
         )
     if changes:
         notify(f"{run}: train.allow_changes: {', '.join(changes)} changed")
-    before, now = metadata.provenance, Provenance.current(stage.config, stage.normalization)
+    started, now = metadata.provenance, Provenance.current(stage.config, stage.normalization)
     for name in ("versions", "devices", "xla_flags"):
-        if getattr(before, name) != getattr(now, name):
+        if getattr(started, name) != getattr(now, name):
             notify(f"{run}: started with other {name}: the result may differ in the last bits")
     allowed = [{"after_step": metadata.step, "before": changes}] if changes else []
-    return dataclasses.replace(now, allowed_changes=before.allowed_changes + allowed)
+    return dataclasses.replace(now, allowed_changes=started.allowed_changes + allowed)
 
 
 def check_chips(stage: Stage, metadata: Metadata, run: Path, kinds: tuple[str, ...]) -> None:

@@ -48,7 +48,7 @@ def each_save(monkeypatch):
 @pytest.fixture
 def untouched(tmp_path, machine):
     """Train the run of these tests in a local folder, and return its config."""
-    config = small_config(tmp_path, **{"train.save_every": 2})
+    config = small_config(tmp_path, **{"train.save_every": 2, "optim.ema_decay": 0.5})
     commands.train(config)
     return config
 

@@ -59,6 +59,8 @@ def test_sizes_are_averaged_without_folds():
     ("options", "workdir", "message"),
     [
         ({"members": ("c",)}, "runs/average", r"members: c is not in config\.stages; valid: a, b"),
+        ({"folds": 1}, "runs/average", r"journey\.folds = 1 must be 0 or at least 2"),
+        ({"seeds": (3, 3)}, "runs/average", r"journey\.seeds = \(3, 3\): name each once"),
         ({"members": ("a", "b")}, "runs/b", "runs/b is a stage's; the average needs its own"),
     ],
 )
@@ -67,6 +69,16 @@ def test_wrong_journeys_are_refused(options, workdir, message):
     config.workdir = workdir
     with pytest.raises(BadInput, match=message):
         plan(config, stages())
+
+
+def test_a_fold_cannot_start_from_a_run_that_trained_on_other_folds():
+    only_second = stages()[1:]
+    with pytest.raises(BadInput, match=r"init_from = runs/a is a run outside the journey"):
+        plan(journey(folds=2, members=("b",)), only_second)
+    written_otherwise = stages()
+    written_otherwise[1].init_from = "./runs/a/"
+    _, second = plan(journey(folds=2), written_otherwise).chains["fold1"]
+    assert second.init_from == "./runs/a-fold1"
 
 
 def test_the_headline_compares_with_what_others_reached(tmp_path):

@@ -77,7 +77,7 @@ def test_exclusive_labels_have_softmaxs_probabilities_and_loss():
 EVERYTHING = {"label_smoothing": 0.1, "soft_f2": 1.0, "exclusive": (0, 2)}
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.5])
+@pytest.mark.parametrize("margin", [0.0, 1e-9, 0.5])
 @pytest.mark.parametrize("gamma", [(0.0, 0.0), (0.3, 0.3), (1.0, 4.0)])
 @pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["alone", "with the rest"])
 def test_losses_and_gradients_are_finite(more, gamma, margin):
