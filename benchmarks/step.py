@@ -44,13 +44,13 @@ Step = Callable[[], float]  # takes one step and returns a number that depends o
 
 def ours(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> Step:
     n, model = jax.local_device_count(), classifier.build(CLASSES, network)
-    freeze = kind == "frozen"
-    state = replicate(create_state(classifier.init(CLASSES, 0, network), freeze))
+    recipe = Recipe(freeze=kind == "frozen", weight_decay=1e-2)
+    state = replicate(create_state(classifier.init(CLASSES, 0, network), recipe))
     key = jax.random.key(0)
     if kind == "inference":
         predict = make_predict_step(model)
         return lambda: float(np.asarray(predict(state.variables, to_devices(chips, n))).sum())
-    step = make_train_step(model, Recipe(freeze, 1e-2))
+    step = make_train_step(model, recipe)
     batch = {"chips": to_devices(chips, n), "targets": to_devices(targets, n)}
     rates = {"lr": np.full(3, 1e-4, np.float32), "beta1": np.asarray(0.9, np.float32)}
 

@@ -28,8 +28,9 @@ def one_batch():
 def take_steps(network, devices, n, norm="global", lr=1e-3):
     """Take n frozen steps; return the state and the losses."""
     model = classifier.build(CLASSES, network, norm)
-    step = make_train_step(model, Recipe(True, 1e-2), tuple(jax.devices()[:devices]))
-    state, losses = create_state(start_weights(network), True), []
+    recipe = Recipe(True, 1e-2)
+    step = make_train_step(model, recipe, tuple(jax.devices()[:devices]))
+    state, losses = create_state(start_weights(network), recipe), []
     batch = {name: to_devices(array, devices) for name, array in one_batch().items()}
     rates = {"lr": np.full(3, lr, np.float32), "beta1": np.asarray(0.9, np.float32)}
     for _ in range(n):

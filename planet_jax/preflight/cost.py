@@ -64,7 +64,7 @@ def steps(config: ConfigDict, classes: int) -> tuple[Lower, Lower]:
     model = classifier.build(classes, network, config.model.batch_norm, config.train.precision)
     variables = classifier.abstract_variables(classes, network)
     recipe = make_recipe(config)  # without the labels' weights, which cost nothing
-    state = create_state(variables, recipe.freeze, recipe.ema_decay > 0)
+    state = create_state(variables, recipe)
     beta1 = jax.ShapeDtypeStruct((), jnp.float32)
     rates = {"lr": jax.ShapeDtypeStruct((3,), jnp.float32), "beta1": beta1}
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -75,7 +75,7 @@ class Stage:
         """The columns of the labels that exclude each other."""
         return classifier.exclusive_columns(self.classes, self.config.model.exclusive)
 
-    @property
+    @functools.cached_property
     def recipe(self) -> Recipe:
         """What a training step does."""
         present = self.data.labels.targets[self.train_rows].sum(0, dtype=np.int64)

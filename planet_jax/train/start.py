@@ -115,7 +115,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     Raises:
       BadInput: the weights belong to another model or vocabulary.
     """
-    config, ema = stage.config, stage.recipe.ema_decay > 0
+    config = stage.config
     variables = classifier.init(len(stage.classes), config.seed, config.model.name)
     fresh_head = config.model.head == "fresh"
     if fresh_head:
@@ -124,7 +124,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     if start.previous is None:
         flat = _filled(variables, config.model, fresh_head)
         loaded = from_host(flat, variables, config.model.weights)
-        return replicate(create_state(loaded, config.optim.freeze, ema))
+        return replicate(create_state(loaded, stage.recipe))
     metadata, run = start.previous.metadata, start.previous.run
     if not fresh_head:
         advice = "set model.head=fresh to keep the backbone alone, or data.root to the run's chips"
@@ -135,8 +135,7 @@ def initial_state(stage: Stage, start: Start) -> TrainState:
     if fresh_head:
         backbone = {name: array for name, array in flat.items() if "/head/" not in name}
         flat = to_host(variables) | backbone
-    loaded = from_host(flat, variables, str(run))
-    return replicate(create_state(loaded, config.optim.freeze, ema))
+    return replicate(create_state(from_host(flat, variables, str(run)), stage.recipe))
 
 
 @arrays_on_main
@@ -153,7 +152,7 @@ def restored_state(stage: Stage, checkpoint: Checkpoint) -> TrainState:
     """
     config = stage.config
     variables = classifier.abstract_variables(len(stage.classes), config.model.name)
-    template = create_state(variables, config.optim.freeze, stage.recipe.ema_decay > 0)
+    template = create_state(variables, stage.recipe)
     arrays = checkpoint.arrays("weights", "optimizer")
     return replicate(from_host(arrays, template, str(checkpoint.run)))
 

@@ -64,9 +64,9 @@ class Recipe(NamedTuple):
     ema_decay: float = 0.0
 
 
-def create_state(variables: Variables, freeze: bool, ema: bool = False) -> TrainState:
+def create_state(variables: Variables, recipe: Recipe) -> TrainState:
     """Create the state before the first step, with zero moments."""
-    trainable, _ = split_frozen(variables["params"], freeze)
+    trainable, _ = split_frozen(variables["params"], recipe.freeze)
     # Rates are inputs of the step; the optimizer's state does not depend on them.
     optimizer = adam(group_labels(trainable), np.zeros(3), np.zeros(()), 0.0)
     # Adam starts with zeros; numpy's need no compiler.
@@ -74,8 +74,8 @@ def create_state(variables: Variables, freeze: bool, ema: bool = False) -> Train
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, trainable)
     )
     step = np.zeros((), np.int32)
-    averages = variables if ema else None
-    return TrainState(step, variables["params"], variables["batch_stats"], opt_state, averages)
+    ema = variables if recipe.ema_decay else None
+    return TrainState(step, variables["params"], variables["batch_stats"], opt_state, ema)
 
 
 @functools.lru_cache  # so that the stages and commands of one process compile a step once
@@ -175,6 +175,7 @@ def _averaged(ema: Variables, now: Variables, step: ArrayLike, decay: float) -> 
     which the averages start, are soon forgotten. This is the rule of TensorFlow's
     `ExponentialMovingAverage(num_updates=step)`. BatchNorm statistics are averaged too.
     """
+    # optax.incremental_update would change the last bits of frozen weights: it adds two products.
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: old + rate * (new - old), ema, now)
 

@@ -69,7 +69,9 @@ def one_step(precision, variables, batch, devices, freeze, network):
         logits = make_predict_step(model, devices)(variables, batch["chips"])
         step = make_train_step(model, Recipe(freeze, 1e-2), devices)
         rates = {"lr": np.full(3, 1e-3, dtype), "beta1": np.asarray(BETA1, dtype)}
-        state, loss = step(create_state(variables, freeze), batch, rates, jax.random.key(0))
+        state, loss = step(
+            create_state(variables, Recipe(freeze, 1e-2)), batch, rates, jax.random.key(0)
+        )
         # Adam's first moment after one step is (1 - beta1) times the gradient.
         groups = state.opt_state.inner_states
         moments = [groups[name].inner_state[0].mu for name in GROUPS]

@@ -69,7 +69,8 @@ def test_twenty_steps_are_torchs(expected, start, stage):
         model = classifier.build(CLASSES, precision="float64").clone(dropout=(0.0, 0.0))
         devices, freeze = tuple(jax.devices()[:1]), stage == "frozen"
         step = make_train_step(model, Recipe(freeze, 1e-2), devices)
-        state = create_state(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), start), freeze)
+        variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), start)
+        state = create_state(variables, Recipe(freeze, 1e-2))
         losses = []
         for i in range(batches):
             batch = {"chips": chips[i], "targets": targets[i]}

@@ -14,7 +14,7 @@ from planet_jax.preflight import cost, examine, targets
 from planet_jax.preflight.cost import Cost, TooLarge
 from planet_jax.preflight.hardware import HARDWARE
 from planet_jax.runtime.errors import BadInput
-from planet_jax.train.steps import create_state
+from planet_jax.train.steps import Recipe, create_state
 from tests.support import ROOT
 
 
@@ -76,7 +76,7 @@ def test_the_smoke_config_is_compiled_for_a_tpu(tmp_path):
     assert figures["devices"] == 4
     assert figures["fits"] is True
     # Compare the compiler's figures with figures from other sources.
-    state = create_state(classifier.abstract_variables(17), True)
+    state = create_state(classifier.abstract_variables(17), Recipe(True, 1e-2))
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     chips = 4 * 64 * 64 * 3
     assert state_bytes + chips <= figures["argument_bytes"] <= 1.1 * (state_bytes + chips)

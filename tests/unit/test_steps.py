@@ -65,7 +65,8 @@ def test_bfloat16_changes_the_activations_alone(network):
     for precision in ("float32", "bfloat16"):
         model = classifier.build(CLASSES, network, precision=precision)
         step = make_train_step(model, Recipe(False, 1e-2), tuple(jax.devices()[:1]))
-        inputs = create_state(start_weights(network), False), on_devices, rates, jax.random.key(3)
+        state = create_state(start_weights(network), Recipe(False, 1e-2))
+        inputs = state, on_devices, rates, jax.random.key(3)
         jaxpr, shape = jax.make_jaxpr(step, return_shape=True)(*inputs)
         assert ("bf16" in str(jaxpr)) == (precision == "bfloat16")
         shapes.append(shape)
@@ -142,7 +143,7 @@ def test_accumulated_parts_are_one_large_batch():
     batch = one_batch()
     batch = {"chips": np.tile(batch["chips"][:4], (4, 1, 1, 1)), "targets": batch["targets"]}
     recipe = Recipe(True, 1e-2, Loss(gamma=(1.0, 2.0), soft_f2=0.5))
-    start = create_state(start_weights("tiny"), True)
+    start = create_state(start_weights("tiny"), recipe)
     whole, loss = frozen_step(recipe, batch, devices=2)(start)
     parts, loss_of_parts = frozen_step(recipe._replace(accumulate=2), batch, devices=2)(start)
     assert float(loss_of_parts) == pytest.approx(float(loss), rel=1e-5)  # sums in another order
@@ -162,8 +163,9 @@ def gradient_norm(state):
 
 
 def test_gradients_are_clipped_and_weights_averaged():
-    take = frozen_step(Recipe(True, 0.0, clip_norm=0.01, ema_decay=0.25), one_batch())
-    state, _ = take(create_state(start_weights("tiny"), True, ema=True))
+    recipe = Recipe(True, 0.0, clip_norm=0.01, ema_decay=0.25)
+    take = frozen_step(recipe, one_batch())
+    state, _ = take(create_state(start_weights("tiny"), recipe))
     assert gradient_norm(state) == pytest.approx(0.01, rel=1e-4)
     assert gradient_norm(take_steps("tiny", 1, 1)[0]) > 0.1  # not clipped
     expected = start_weights("tiny")
