@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from planet_jax import commands
 from planet_jax.runtime.errors import BadInput
-from planet_jax.train import loop, trackers
+from planet_jax.train import loop, tracker_kinds, trackers
 from tests.support import assert_same_run, small_config
 
 
@@ -162,7 +162,7 @@ def test_a_row_that_wandbs_server_has_is_not_sent_again(tmp_path, monkeypatch, o
         offline=False, url="",
     )  # fmt: skip
     monkeypatch.setattr(wandb, "init", lambda **settings: run)
-    tracker = trackers.WeightsAndBiases(tmp_path, {}, 5, 0)
+    tracker = tracker_kinds.WeightsAndBiases(tmp_path, {}, 5, 0)
     for step in (5, 6, 7):
         tracker.add("steps", {"step": step})
     for epoch in (0, 1):
