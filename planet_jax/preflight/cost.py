@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from planet_jax.model import classifier
 from planet_jax.preflight.hardware import Hardware
-from planet_jax.preflight.hlo import Kernel, Program
+from planet_jax.preflight.program import Kernel, Program
 from planet_jax.preflight.targets import Target, compiler_options
 from planet_jax.train.stage import make_recipe
 from planet_jax.train.steps import create_state, make_predict_step, make_train_step

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from planet_jax.preflight.cost import uncached_bytes
-from planet_jax.preflight.hlo import Kernel, Program, arrays
+from planet_jax.preflight.hlo import arrays
+from planet_jax.preflight.program import Kernel, Program
 
 # A chip of 4 KiB is read in two slices, which are joined in fast memory without a transfer; one row
 # of %table is read; the result is written into a slice of %sums. Sizes in bytes: see the test.
