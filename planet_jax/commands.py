@@ -4,9 +4,8 @@ In a run of several processes all processes compute, and only the main process w
 """
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +16,6 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from planet_jax.config import shared_by_processes, validate
-from planet_jax.config_file import load
 from planet_jax.data import describe, loader
 from planet_jax.data import prepare as data_source
 from planet_jax.data.dataset import Dataset
@@ -25,14 +23,16 @@ from planet_jax.data.split import count, group_numbers, split_rows
 from planet_jax.model.summary import layer_table
 from planet_jax.preflight import targets
 from planet_jax.preflight.examine import examine
-from planet_jax.results import fitted_decisions, inference, journey_tables, submission, tables
-from planet_jax.results import predict as predictions
-from planet_jax.results.evaluate import (
-    Evaluation,
-    compute_metrics,
-    scoring_options,
-    write_evaluation,
+from planet_jax.results import (
+    fitted_decisions,
+    inference,
+    journey_files,
+    journey_tables,
+    submission,
+    tables,
 )
+from planet_jax.results import predict as predictions
+from planet_jax.results.evaluate import Evaluation, compute_metrics, write_evaluation
 from planet_jax.results.export import folder as export_folder
 from planet_jax.runtime import distributed
 from planet_jax.runtime.distributed import is_main_process, on_main
@@ -59,8 +59,6 @@ from planet_jax.train.start import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-JOURNEY_RESULTS = ("metrics.json", "predictions.csv", "submission.csv")
 
 
 def prepare(config: ConfigDict) -> Dataset:
@@ -202,12 +200,6 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     fitted_to = inference.probability_source(config, models)
     stored = None
     if config.score.split == "train":
-        fingerprint = stage.data.labels.fingerprint
-        if {fingerprint(rows) for rows in held_out} != {fingerprint(stage.valid_rows)}:
-            raise BadInput(
-                "config.score.split = train: some members have other validation chips than "
-                "config.data selects; score them one by one"
-            )
         rows = stage.train_rows
         # decide by a fit to the validation chips
         stored = fitted_decisions.load_decision(config, stage.classes, fitted_to)
@@ -218,7 +210,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     evaluation = Evaluation(config, logits, stage.data.labels.targets[rows], stage.classes, stored)
     result = compute_metrics(evaluation)
     if is_main_process():
-        if not (run / "history.csv").exists():  # the folder of an ensemble
+        if not (run / "history.csv").exists():  # an ensemble, which no training described
             about = Provenance.current(config, models[0].metadata.provenance.normalization)
             write_json(run / "config.json", dataclasses.asdict(about))
         written = write_evaluation(run, evaluation, result, stage.data.labels, rows, fitted_to)
@@ -312,27 +304,8 @@ def journey(
     example {"train.epochs": 1}, set in every stage; model.head only applies to the first stage.
     `file` is the file of `config`; stages are also searched beside it.
     """
-    stages = [load(stage, named_by=file) for stage in config.stages]
-    if not stages:
-        raise BadInput("config.stages is empty; try --config demo")
-    averages = config.journey.folds or config.journey.seeds or config.journey.members
-    for_stages = {k: v for k, v in overrides.items() if not (k == "workdir" and averages)}
-    if own := sorted({"workdir", "init_from"} & for_stages.keys()):
-        raise BadInput(f"config.{own[0]} differs per stage; set it in the stages' config files")
-    for name, options in {"folds": ("data.folds", "data.fold"), "seeds": ("seed",)}.items():
-        if config.journey[name] and (twice := [o for o in options if o in overrides]):
-            raise BadInput(f"config.{twice[0]} is set by config.journey.{name}; leave it out")
-    if overrides.get("score.split", "valid") != "valid":
-        raise BadInput(
-            "config.score.split: a journey scores validation chips; run evaluate afterward"
-        )
-    for stage in stages:
-        stage.update_from_flattened_dict(for_stages)
-        if "model.head" in overrides and stage is not stages[0]:
-            stage.model.head = "keep"
-        validate(stage)
-    plan = chain.plan(config, stages)
-    for stage in [*itertools.chain(*plan.chains.values()), plan.final]:
+    plan = chain.plan(config, chain.load_stages(config, overrides, file))
+    for stage in plan.configs:
         validate(stage)
         distributed.require_same(shared_by_processes(stage))
         trackers.check(stage)
@@ -341,13 +314,12 @@ def journey(
         predictions.image_files(final)  # raises BadInput before any training
     results = local_path(final.workdir)
     on_main(fetch)(final.workdir, ())
-    is_new = on_main(_remove_other_results)(results, final)
-    first = next(iter(plan.chains.values()))
+    is_new = journey_files.remove_others(results, final)
     for stages in plan.chains.values():
         for stage in stages:
-            is_new |= _journey_stage(stage, results, explore=stages is first)
+            is_new |= _journey_stage(stage, results, explore=stages is plan.first)
     refused = None
-    if is_new or not _all_exist([results / JOURNEY_RESULTS[0]]):
+    if is_new or not journey_files.exist(results, journey_files.METRICS):
         _stop_if_requested()
         if plan.is_ensemble:
             print(f"\n== {results}", flush=True)
@@ -362,29 +334,14 @@ def journey(
     }
     print(f"\n{on_main(journey_tables.journey_table)(chains, results)}")
     if final.data.source == "kaggle":
-        shapes = [(stage.data.size, stage.optim.freeze) for stage in first]
+        shapes = [(stage.data.size, stage.optim.freeze) for stage in plan.first]
         print(f"\n{on_main(journey_tables.headline)(chains, shapes, results)}")
-    runs = [local_path(stage.workdir) for stage in first]
+    runs = [local_path(stage.workdir) for stage in plan.first]
     for picture in sorted(path for run in runs for path in run.glob("*.png")):
         print(picture)
     report(final)
     if refused:
         raise refused
-
-
-def _remove_other_results(run: Path, config: ConfigDict) -> bool:
-    """Remove what a journey wrote to `run` with other runs or options; return whether it did."""
-    try:
-        found = json.loads((run / JOURNEY_RESULTS[0]).read_text())
-        if found["options"] == scoring_options(config):
-            return False
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError):  # not this version's file
-        pass
-    for name in JOURNEY_RESULTS:
-        (run / name).unlink(missing_ok=True)
-    return True
 
 
 def _journey_stage(config: ConfigDict, results: Path, explore: bool) -> bool:
@@ -402,28 +359,24 @@ def _journey_stage(config: ConfigDict, results: Path, explore: bool) -> bool:
             if config.lr_range.in_journey:
                 lr_range(config)
         trains = not is_finished(start, config)
-        if is_main_process() and trains:
-            for name in JOURNEY_RESULTS:  # training will replace the weights they describe
-                (results / name).unlink(missing_ok=True)
+        if trains:  # replaces the weights that the results describe
+            journey_files.remove(results)
         _train(config, start, mirror)
     return trains
 
 
 def _journey_predict(config: ConfigDict, is_new: bool) -> None:
-    """Predict with the last stage; print a line if there is nothing to predict."""
-    results = JOURNEY_RESULTS[1:] if config.predict.submission else JOURNEY_RESULTS[1:2]
-    if not is_new and _all_exist([local_path(config.workdir) / name for name in results]):
+    """Predict, if results are new or missing; print a line if there is nothing to predict."""
+    files = [journey_files.PREDICTIONS]
+    if config.predict.submission:
+        files.append(journey_files.SUBMISSION)
+    if not is_new and journey_files.exist(local_path(config.workdir), *files):
         return
     _stop_if_requested()
     if on_main(predictions.has_images)(config):
         predict(config)
     else:
         print(f"nothing to predict: no images in {config.data.root}/{predictions.TEST}")
-
-
-@on_main
-def _all_exist(paths: Sequence[Path]) -> bool:
-    return all(path.exists() for path in paths)
 
 
 def _stop_if_requested() -> None:

@@ -122,7 +122,8 @@ def held_out_rows(stage: Stage, checkpoints: Sequence[Checkpoint]) -> list[Rows]
     """Return the validation rows of each run, by the split that it was trained with.
 
     Raises:
-      BadInput: the data give a run other validation chips than it was trained with.
+      BadInput: the data give a run other validation chips than it was trained with; with
+        score.split = train, the runs have different validation chips.
     """
     rows = []
     for checkpoint in checkpoints:
@@ -134,6 +135,12 @@ def held_out_rows(stage: Stage, checkpoints: Sequence[Checkpoint]) -> list[Rows]
             own = replace(stage, valid_rows=split_rows(stage.data.labels, data)[1])
         check_chips(own, checkpoint.metadata, checkpoint.run, ("valid",))
         rows.append(own.valid_rows)
+    fingerprints = {stage.data.labels.fingerprint(own) for own in (stage.valid_rows, *rows)}
+    if stage.config.score.split == "train" and len(fingerprints) > 1:
+        raise BadInput(
+            "config.score.split = train: some members have other validation chips than "
+            "config.data selects; score them one by one"
+        )
     return rows
 
 

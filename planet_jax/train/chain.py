@@ -1,11 +1,15 @@
 """Plan a journey: the chains of stages to train, one per fold and seed, and the average of them."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from planet_jax.config import validate
+from planet_jax.config_file import load
 from planet_jax.runtime.errors import BadInput, did_you_mean
 from planet_jax.storage.bucket import local_path
 
@@ -26,9 +30,52 @@ class Plan:
     final: ConfigDict
 
     @property
+    def configs(self) -> Chain:
+        """All stages of all chains, and the config of the results."""
+        return [*itertools.chain(*self.chains.values()), self.final]
+
+    @property
+    def first(self) -> Chain:
+        """The stages of the first fold and seed."""
+        return next(iter(self.chains.values()))
+
+    @property
     def is_ensemble(self) -> bool:
         """Whether the results are an average of several runs."""
         return bool(self.final.score.ensemble)
+
+
+def load_stages(journey: ConfigDict, overrides: Mapping[str, Any], file: str = "") -> Chain:
+    """Load and check the stages of a journey's config, with the options of the command line.
+
+    `overrides` are set in every stage; model.head only in the first. `file` is the journey's own
+    file, beside which stages are also searched.
+
+    Raises:
+      BadInput: there are no stages, an override is not for all stages, or a stage is wrong.
+    """
+    stages = [load(stage, named_by=file) for stage in journey.stages]
+    if not stages:
+        raise BadInput("config.stages is empty; try --config demo")
+    options = journey.journey
+    if options.folds or options.seeds or options.members:  # workdir is that of the average
+        overrides = {name: value for name, value in overrides.items() if name != "workdir"}
+    if own := sorted({"workdir", "init_from"} & overrides.keys()):
+        raise BadInput(f"config.{own[0]} differs per stage; set it in the stages' config files")
+    for option, its_own in {"folds": ("data.folds", "data.fold"), "seeds": ("seed",)}.items():
+        for name in its_own:
+            if options[option] and name in overrides:
+                raise BadInput(f"config.{name} is set by config.journey.{option}; leave it out")
+    if overrides.get("score.split", "valid") != "valid":
+        raise BadInput(
+            "config.score.split: a journey scores validation chips; run evaluate afterward"
+        )
+    for stage in stages:
+        stage.update_from_flattened_dict(dict(overrides))
+        if "model.head" in overrides and stage is not stages[0]:
+            stage.model.head = "keep"
+        validate(stage)
+    return stages
 
 
 def plan(journey: ConfigDict, stages: Chain) -> Plan:
@@ -62,13 +109,14 @@ def plan(journey: ConfigDict, stages: Chain) -> Plan:
                 f"config.journey.members: {member} is not in config.stages; "
                 f"{did_you_mean(member, journey.stages)}"
             )
+    last = next(iter(chains.values()))[-1]
     if len(chains) == len(members) == 1 and members[0] == journey.stages[-1]:
-        return Plan(chains, next(iter(chains.values()))[-1])
+        return Plan(chains, last)
     if journey.workdir in {stage.workdir for chain in chains.values() for stage in chain}:
         raise BadInput(
             f"config.workdir = {journey.workdir} is a stage's; the average needs its own"
         )
-    final = next(iter(chains.values()))[-1].copy_and_resolve_references()
+    final = last.copy_and_resolve_references()
     final.workdir, final.init_from = journey.workdir, ""
     chosen = [journey.stages.index(member) for member in members]
     final.score.ensemble = tuple(chain[i].workdir for chain in chains.values() for i in chosen)
@@ -83,7 +131,10 @@ def _variant(
     folds: int,
     seed: int | None,
 ) -> ConfigDict:
-    """Return a stage for one fold and seed; stages that start from one another still do."""
+    """Return a stage for one fold and seed.
+
+    Its run folder has `label` in its name, and so has `init_from` if it is one of `folders`.
+    """
     stage = stage.copy_and_resolve_references()
     is_inside = bool(stage.init_from) and local_path(stage.init_from) in folders
     if fold is not None:

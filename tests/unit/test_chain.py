@@ -4,7 +4,7 @@ from planet_jax.config import get_config, validate
 from planet_jax.config_file import load
 from planet_jax.results.journey_tables import headline
 from planet_jax.runtime.errors import BadInput
-from planet_jax.train.chain import plan
+from planet_jax.train.chain import load_stages, plan
 
 
 def stages():
@@ -69,6 +69,30 @@ def test_wrong_journeys_are_refused(options, workdir, message):
     config.workdir = workdir
     with pytest.raises(BadInput, match=message):
         plan(config, stages())
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides", "message"),
+    [
+        ({}, {"workdir": "runs/x"}, r"config\.workdir differs per stage"),
+        ({"folds": 2}, {"data.fold": 1}, r"data\.fold is set by config\.journey\.folds; leave"),
+        ({"seeds": (0, 1)}, {"seed": 3}, r"config\.seed is set by config\.journey\.seeds; leave"),
+        ({"folds": 2}, {"score.split": "train"}, "a journey scores validation chips"),
+    ],
+)
+def test_options_that_are_not_for_all_stages_are_refused(options, overrides, message):
+    config = load("demo")
+    config.journey.update(options)
+    with pytest.raises(BadInput, match=message):
+        load_stages(config, overrides)
+
+
+def test_the_workdir_of_an_average_is_not_that_of_its_stages():
+    config = load("demo")
+    config.journey.folds = 2
+    changed = load_stages(config, {"workdir": "runs/mine", "train.epochs": 3})
+    assert changed[0].workdir == "runs/demo/stage1"
+    assert changed[0].train.epochs == 3
 
 
 def test_a_fold_cannot_start_from_a_run_that_trained_on_other_folds():
