@@ -25,7 +25,8 @@ STEP_COLUMNS = (
     "step", "loss", "smooth_loss", "lr_group0", "lr_group1", "lr_group2", "beta1",
     "images_per_second", "input_wait", "save_stall",
 )  # fmt: skip
-HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "accuracy_thresh", "fbeta", "time")
+SCORES = ("valid_loss", "accuracy_thresh", "fbeta")
+HISTORY_COLUMNS = ("epoch", "train_loss", *SCORES, "time")
 EMA_SCORES = ("valid_loss", "fbeta")  # further columns with optim.ema_decay: ema_valid_loss, ...
 Follow = Callable[[str, dict[str, float]], None]  # a table's name, and a row that it got
 
@@ -67,6 +68,11 @@ class LogState:
     epochs: int  # rows of history.csv
     best_fbeta: float
     epochs_since_best: int = 0
+
+
+def ends_early(patience: int, epochs_since_best: int) -> bool:
+    """Return whether `train.patience` ends a run after this many epochs without a better F2."""
+    return 0 < patience <= epochs_since_best
 
 
 class Table:
@@ -191,11 +197,12 @@ class TrainLog:
     def add_epoch(self, scores: dict[str, float], ema: dict[str, float] | None = None) -> bool:
         """Write a row of history.csv; return whether its F2 is the best so far.
 
-        `scores` has the columns from valid_loss to fbeta, and `ema` those of the averaged weights.
+        `scores` and `ema`, those of the averaged weights, are by column, as in SCORES.
         """
         seconds = round(time.monotonic() - self._epoch_start, 2)
+        values = [scores[name] for name in SCORES]
         more = [ema[name] for name in EMA_SCORES] if ema else []
-        self._history.add(self.epochs, self.smooth.value, *scores.values(), seconds, *more)
+        self._history.add(self.epochs, self.smooth.value, *values, seconds, *more)
         fbeta = scores["fbeta"]
         self.epochs += 1
         is_best = fbeta > self._best_fbeta

@@ -13,7 +13,7 @@ from planet_jax.runtime.files import write_json
 from planet_jax.runtime.progress import notify, progress
 from planet_jax.train.checkpoint import to_host
 from planet_jax.train.checkpoint_writer import CheckpointWriter
-from planet_jax.train.log import Follow, TrainLog, divergence_error
+from planet_jax.train.log import Follow, TrainLog, divergence_error, ends_early
 from planet_jax.train.metadata import Metadata, Provenance
 from planet_jax.train.mirror import Mirror
 from planet_jax.train.resume import check_resume
@@ -54,7 +54,7 @@ def train(
                 mirror.start_grace()
             if saver.is_due(step) or (stop and saver.has_unsaved(step)):
                 saver.save(step, state, is_best)
-            early = 0 < stage.config.train.patience <= log.epochs_since_best
+            early = ends_early(stage.config.train.patience, log.epochs_since_best)
             if stop or early or step == stage.steps:
                 break
             with log.waiting("input"):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from planet_jax.config import as_json, flatten
 from planet_jax.model.classifier import IMAGENET, Normalization
 from planet_jax.runtime.errors import BadInput
-from planet_jax.train.log import LogState, Mark, Smooth
+from planet_jax.train.log import LogState, Mark, Smooth, ends_early
 
 FORMAT = 3  # raise it when older versions of planet_jax cannot read a new checkpoint
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -97,7 +97,7 @@ class Metadata:
         """Whether the stage is complete: all epochs scored, or ended early by train.patience."""
         scored = self.log is None or self.log.epochs == self.steps // self.steps_per_epoch
         patience = self.provenance.config.get("train.patience", 0)
-        early = self.log is not None and 0 < patience <= self.log.epochs_since_best
+        early = self.log is not None and ends_early(patience, self.log.epochs_since_best)
         return early or (self.step == self.steps and scored)
 
     def to_json(self) -> dict[str, Any]:
