@@ -6,6 +6,8 @@ that the network did not use. In inference our head is piecewise linear: the map
 less what the head's biases add.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
@@ -34,7 +36,8 @@ def head_logits(
     """
     head = Head(model.classes, precision=model.precision)
     own = {kind: tree["head"] for kind, tree in variables.items()}
-    return head.apply(own, features, train=False, batch_indices=None)  # type: ignore[return-value]
+    logits: Any = head.apply(own, features, train=False, batch_indices=None)
+    return logits
 
 
 def label_maps(
