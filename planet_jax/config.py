@@ -30,8 +30,9 @@ OPTIONS: dict[str, Option] = {
         (), "config files of a journey's stages, in order",
         item_type=str, required=True, on_resume="free", path=True),
     "journey.folds": Option(
-        0, "train the stages on each of this many folds; workdir gets the average of the folds, "
-        "scored out of fold; 0: one split", low=0, high=1000, unit="folds", on_resume="free"),
+        0, "train the stages once per fold, with data.folds of this number; workdir gets the "
+        "results of their average, scored out of fold; 0: one split",
+        low=0, high=1000, unit="folds", on_resume="free"),
     "journey.seeds": Option(
         (), "train the stages with each of these seeds, and average them; (): the stages' seed",
         item_type=int, low=0, high=2**31 - 1, on_resume="free"),
@@ -162,7 +163,6 @@ OPTIONS: dict[str, Option] = {
     "model.batch_norm": Option(
         "global", "training statistics: global: of the whole batch; device: of each device's chips",
         choices=("global", "device"), per_member=True),
-
     "model.exclusive": Option(
         (), "labels that exclude each other: their probabilities are a softmax",
         item_type=str, required=True),
@@ -170,7 +170,7 @@ OPTIONS: dict[str, Option] = {
     # ---- Training ----
     "train.epochs": Option(5, "passes over the training chips", low=1, unit="epochs"),
     "train.patience": Option(
-        0, "end after this many epochs in turn without a better F2; 0: never early",
+        0, "end after this many consecutive epochs without a better F2; 0: never early",
         low=0, unit="epochs"),
     "train.precision": Option(
         "float32", "dtype of the backbone's activations; parameters are always float32",
@@ -192,7 +192,7 @@ OPTIONS: dict[str, Option] = {
 
     # ---- Trackers (train/trackers.py) ----
     "track.to": Option(
-        (), "where rows and pictures go too: tensorboard, wandb, or MODULE:NAME of your own",
+        (), "also send rows and pictures to tensorboard, wandb, or your own MODULE:NAME",
         item_type=str, required=True, on_resume="free"),
 
     # ---- Optimizer: fastai's fit_one_cycle ----
@@ -210,9 +210,9 @@ OPTIONS: dict[str, Option] = {
     "optim.momentum": Option(
         (0.95, 0.85), "Adam's beta1 at the lowest and at the peak rate",
         above=0, below=1, lengths=(2,)),
-
     "optim.cycles": Option(
-        1, "one-cycles in turn, in equal shares of the steps: restarts", low=1, unit="cycles"),
+        1, "number of one-cycles, each in an equal share of the steps; 2: one restart",
+        low=1, unit="cycles"),
     "optim.accumulate": Option(
         1, "parts of each device's chips, taken one after the other to save memory; BatchNorm uses "
         "the statistics of each part", low=1, unit="parts"),
@@ -279,7 +279,7 @@ OPTIONS: dict[str, Option] = {
         (), "run folders to average, each at its own size; (): workdir alone",
         item_type=str, required=True, on_resume="free", path=True, url=True),
     "score.explain": Option(
-        0, "evaluate draws maps of this many worst chips, and a plane of all chips, and finds "
+        0, "evaluate draws maps of this many worst chips and the embeddings of all, and finds "
         "validation chips that repeat a training chip; 0: off",
         low=0, high=100, unit="chips", on_resume="free"),
     "predict.folder": Option(
@@ -408,6 +408,7 @@ def validate(config: ConfigDict) -> None:
     conflicts.check_hosts(config.hosts)
     conflicts.check_layout(config.data)
     conflicts.check_start(config)
+    conflicts.check_training(config)
 
 
 def _expand_paths(config: ConfigDict) -> None:

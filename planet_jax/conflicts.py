@@ -64,14 +64,7 @@ def check_start(config: ConfigDict) -> None:
             raise BadInput(
                 f"config.{inner} = {urls[inner]} lies in config.{outer}; keep them side by side"
             )
-    if config.optim.cycles > config.train.epochs:
-        raise BadInput(
-            f"config.optim.cycles = {config.optim.cycles} must be at most "
-            f"config.train.epochs = {config.train.epochs}"
-        )
     model = config.model
-    if len(model.exclusive) == 1 or len(set(model.exclusive)) < len(model.exclusive):
-        raise BadInput("config.model.exclusive: name at least two labels, each once")
     if model.name == "tiny" and model.weights == "imagenet":
         raise BadInput("config.model.name = tiny has no imagenet weights; set model.weights=random")
     if model.weights.startswith("hub:") and not HUB.fullmatch(model.weights):
@@ -81,6 +74,21 @@ def check_start(config: ConfigDict) -> None:
         )
     if bool(model.mean) != bool(model.std):
         raise BadInput("config.model.mean and config.model.std: set both, or neither")
+
+
+def check_training(config: ConfigDict) -> None:
+    """Check the number of cycles and the labels that exclude each other.
+
+    Raises:
+      BadInput: there are more cycles than epochs, or a label alone or twice.
+    """
+    cycles, epochs, exclusive = config.optim.cycles, config.train.epochs, config.model.exclusive
+    if cycles > epochs:
+        raise BadInput(
+            f"config.optim.cycles = {cycles} must be at most config.train.epochs = {epochs}"
+        )
+    if len(exclusive) == 1 or len(set(exclusive)) < len(exclusive):
+        raise BadInput("config.model.exclusive: name at least two labels, each once")
 
 
 def check_layout(data: ConfigDict) -> None:
