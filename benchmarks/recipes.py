@@ -33,16 +33,18 @@ from planet_jax.score.weather import TAGS
 
 FOLDS = 3
 CHIPS, SAMPLE = "chips", "sample"
-AVERAGE = "average of the seeds"
-SEEDS = "the run of each seed"  # in place of run folders in score.ensemble
 
 
 class Recipe(NamedTuple):
-    """Options of the training, options of the evaluation alone, and the chips."""
+    """Options of the training, options of the evaluation alone, and the chips.
+
+    With `averages` the runs of all seeds are one ensemble.
+    """
 
     train: dict[str, Any]
     evaluate: Mapping[str, Any] = MappingProxyType({})
     data: str = CHIPS
+    averages: bool = False
 
 
 NOTEBOOK = {CHIPS: Recipe({}), SAMPLE: Recipe({}, data=SAMPLE)}
@@ -58,7 +60,7 @@ RECIPES = {
     "gradient norm at most 0.1": Recipe({"optim.clip_norm": 0.1}),
     "batches in two parts": Recipe({"optim.accumulate": 2}),
     "8 views": Recipe({}, {"score.test_time_augmentation": "dihedral"}),
-    AVERAGE: Recipe({}, {"score.ensemble": SEEDS}),
+    "average of the seeds": Recipe({}, averages=True),
     "exclusive weather (sample)": Recipe({"model.exclusive": TAGS}, data=SAMPLE),
 }
 
@@ -90,16 +92,14 @@ def score(out: Path, name: str, recipe: Recipe, fold: int, seeds: list[int]) -> 
     for seed in seeds:
         config = stage_config(out, recipe, fold, seed)
         run = Path(config.workdir)
-        uses_seeds = SEEDS in recipe.evaluate.values()
-        saved = run / f"{name}{seeds if uses_seeds else ''}.csv"
+        saved = run / f"{name}{seeds if recipe.averages else ''}.csv"
         if not saved.exists():
             with contextlib.redirect_stdout(None):
                 commands.train(config)
-                evaluated = dict(recipe.evaluate)
-                if uses_seeds:
+                config.update_from_flattened_dict(dict(recipe.evaluate))
+                if recipe.averages:
                     runs = [stage_config(out, recipe, fold, s).workdir for s in seeds]
-                    evaluated["score.ensemble"] = tuple(runs)
-                config.update_from_flattened_dict(evaluated)
+                    config.score.ensemble = tuple(runs)
                 result = commands.evaluate(config)
             both = pd.DataFrame({"raw": [result["fbeta"]], "fitted": [result["decision"]["fbeta"]]})
             both.to_csv(saved, index=False)
@@ -110,9 +110,8 @@ def score(out: Path, name: str, recipe: Recipe, fold: int, seeds: list[int]) -> 
 
 def gain(differences: np.ndarray) -> tuple[float, float]:
     """Return the mean of paired differences and half of its 95% interval (Student's t)."""
-    n = len(differences)
-    half = scipy.stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n)
-    return float(differences.mean()), float(half)
+    factor = scipy.stats.t.ppf(0.975, len(differences) - 1)
+    return float(differences.mean()), float(factor * scipy.stats.sem(differences))
 
 
 def draw(gains: dict[str, list[tuple[float, float]]]) -> Figure:
@@ -145,9 +144,10 @@ def main() -> None:
         folds = [score(args.out, name, recipe, fold, args.seeds) for fold in range(FOLDS)]
         return np.concatenate(folds)
 
-    chosen = {name: RECIPES[name] for name in args.only or RECIPES}
-    if len(args.seeds) == 1:
-        chosen.pop(AVERAGE, None)
+    chosen = {
+        name: RECIPES[name] for name in args.only or RECIPES
+        if len(args.seeds) > 1 or not RECIPES[name].averages
+    }  # fmt: skip
     used = {recipe.data for recipe in chosen.values()}
     base = {data: scores("notebook", NOTEBOOK[data]) for data in NOTEBOOK if data in used}
     found = {name: scores(name, recipe) for name, recipe in chosen.items()}
