@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from scipy.special import expit, logit
 
 from planet_jax import commands
 from planet_jax.data import loader
@@ -193,16 +194,28 @@ def test_each_chip_is_scored_by_the_members_that_did_not_train_on_it(run, tmp_pa
             run, workdir=str(tmp_path / "all"),
             **{"score.ensemble": tuple(members), "score.split": "train"},
         ))  # fmt: skip
-    assert commands.report(config) is None
+    commands.report(config)
     page = (tmp_path / "all" / "report.html").read_text()
     assert "average of" in page
     for workdir in members:
         assert f"--config.workdir={workdir}" in page
-    predicted = small_config(run, workdir=str(tmp_path / "all"), **{
-        "score.ensemble": tuple(members), "score.decision_rule": "per_class",
-        "score.calibrate": True, "predict.folder": str(run / "root" / "train-jpg"),
-    })  # fmt: skip
-    assert len(commands.predict(predicted)) == 40  # by the decision fitted out of fold
+
+    options = {
+        "score.ensemble": tuple(members), "predict.folder": str(run / "root" / "train-jpg"),
+        "workdir": str(tmp_path / "all"),
+    }  # fmt: skip
+    commands.predict(small_config(run, **options))
+    raw = read(tmp_path / "all" / "predictions.csv").iloc[:, 2:].astype(float)
+    options |= {"score.decision_rule": "per_class", "score.calibrate": True}
+    commands.predict(small_config(run, **options))
+    decided = read(tmp_path / "all" / "predictions.csv")
+    fitted = json.loads((tmp_path / "all" / "decisions.json").read_text())
+    for i, label in enumerate(raw.columns):  # decided by what was fitted out of fold
+        line = fitted["calibration"][label]
+        p = expit(line["slope"] * logit(raw[label]) + line["intercept"])
+        np.testing.assert_allclose(decided.iloc[:, 2 + i].astype(float), p, atol=1e-4)
+        predicted = [label in tags.split() for tags in decided["tags"]]
+        assert predicted == (raw[label] > fitted["thresholds"][label]).tolist()
 
 
 def test_submission_has_the_rows_of_the_sample_in_its_order(run, tmp_path):
