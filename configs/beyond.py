@@ -7,8 +7,8 @@ folds, fits a threshold per class out of fold, and writes one submission for 61,
 ends with a table beside the notebook's scores, fast.ai's and the winner's (0.9332). That takes five
 times the notebook's training. `--config beyond:stage1` is one stage.
 
-Each choice has its reason below. "Measured" refers to docs/recipes.md, on other chips and from
-weights that know nothing. Nothing here was tried on the competition's chips.
+Each choice has its reason below. "Measured" refers to docs/recipes.md, on other chips and without
+pretrained weights. Nothing here was tried on the competition's chips.
 """
 
 from ml_collections import ConfigDict

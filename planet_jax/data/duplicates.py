@@ -88,8 +88,8 @@ def similarity(
     """Return the mean correlation of the corresponding windows of two images.
 
     This is the structure term of SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861) without its
-    constant, by which plain windows would agree. A large shape as a coast does not suffice: most
-    windows must have the same detail. Windows that are constant in both images do not count.
+    constant, by which plain windows would agree. A large shape, such as a coast, does not suffice:
+    most windows must have the same detail. Windows that are constant in both images do not count.
     """
     (a, norm_a), (b, norm_b) = _windows(ours), _windows(theirs)
     norms = norm_a * norm_b

@@ -27,7 +27,7 @@ Chains = Mapping[str, Sequence[Path]]  # run folders of the stages, by fold and 
 
 
 def journey_table(chains: Chains, results: Path) -> str:
-    """Format a journey: its epochs, or the F2 of several chains; the last F2; the best constant's.
+    """Format the epochs of one chain or the F2 of several, then the scores of the evaluation.
 
     `results` is the run folder of the evaluation.
     """
