@@ -61,7 +61,7 @@ def _pairs(run: RunFolder, found: dict[str, Any]) -> str:
     score = "" if without is None else f" F2 of the other validation chips: {without:.4f}."
     text = (
         f"{count} of {found['valid_chips']} validation chips repeat a training chip, turned or "
-        f"mirrored at most. Scores on them measure memory.{score}"
+        f"mirrored at most. Scores on them do not tell how well new chips are labeled.{score}"
     )
     finder = ChipFinder(run.chip_folder)
     figures = [

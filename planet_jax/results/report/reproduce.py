@@ -41,20 +41,7 @@ def commands(run: RunFolder) -> str:
 def _scoring(run: RunFolder) -> dict[str, Any]:
     """Return the options of the last evaluation, which may differ from those of the training."""
     try:
-        metrics = run.metrics(
-            "decision", "intervals", "threshold", "checkpoint", "test_time_augmentation", "ensemble"
-        )
+        options: dict[str, Any] = run.metrics("options")["options"]
     except MissingPart:
         return {}
-    decision = metrics["decision"]
-    return {
-        "checkpoint": metrics["checkpoint"],
-        "score.threshold": metrics["threshold"],
-        "score.decision_rule": decision["rule"],
-        "score.calibrate": decision["calibrate"],
-        "score.weather_rule": decision["weather_rule"],
-        "score.resamples": metrics["intervals"]["resamples"],
-        "score.test_time_augmentation": metrics["test_time_augmentation"],
-        "score.ensemble": metrics["ensemble"],
-        "score.explain": metrics.get("explained", 0),
-    }
+    return {name: value for name, value in options.items() if not name.startswith("predict.")}
