@@ -1,4 +1,4 @@
-"""Test evaluate and predict on a small run: files, decisions, views, ensembles, a submission."""
+"""Test evaluate and predict on a small run: files, decisions, views, a submission."""
 
 import ast
 import json
@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
-from scipy.special import expit, logit
 
 from planet_jax import commands
 from planet_jax.data import loader
@@ -143,79 +142,6 @@ def test_fastai_views_follow_fastais_source(run):
         views.append(p(pixels[:, :, ::-1] if i >= 4 else pixels))
     expected = 0.4 * p(loader.render(chips, None, 32)) + 0.6 * np.mean(views, 0)
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_ensemble_members_keep_their_own_size(run, tmp_path):
-    other = small_config(run, workdir=str(tmp_path / "other"), seed=1, **{"data.size": 64})
-    write_trained_run(other)
-    folder = {"predict.folder": str(run / "root" / "train-jpg")}
-    tables = {}
-    for name, config in {
-        "a": small_config(run, **folder),
-        "b": small_config(run, workdir=other.workdir, **folder, **{"data.size": 64}),
-        "both": small_config(
-            run, workdir=str(tmp_path / "both"), **folder,
-            **{"score.ensemble": (str(run / "run"), other.workdir)},
-        ),
-    }.items():  # fmt: skip
-        commands.predict(config)
-        tables[name] = read(f"{config.workdir}/predictions.csv").iloc[:, 2:]
-    mean = (tables["a"] + tables["b"]) / 2
-    np.testing.assert_allclose(tables["both"], mean, atol=2e-6)
-    assert np.abs(tables["a"] - tables["b"]).to_numpy().max() > 1e-3
-    commands.evaluate(config)
-    assert json.loads((tmp_path / "both" / "metrics.json").read_text())["chips"] == 8
-
-
-def test_each_chip_is_scored_by_the_members_that_did_not_train_on_it(run, tmp_path):
-    """Two members validate on fold 0, one on fold 1; together they score every chip."""
-    members, expected = [], {}
-    for seed, fold in ((0, 0), (1, 0), (2, 1)):
-        options = {"seed": seed, "data.folds": 2, "data.fold": fold, "optim.freeze": False}
-        member = small_config(run, workdir=str(tmp_path / f"{seed}"), **options)
-        write_trained_run(member)
-        commands.evaluate(member)
-        members.append(member.workdir)
-        table = read(tmp_path / f"{seed}" / "chips.csv").set_index("image_name").iloc[:, 4:]
-        expected.setdefault(fold, []).append(table)
-    config = small_config(
-        run, workdir=str(tmp_path / "all"),
-        **{"score.ensemble": tuple(members), "score.explain": 2},
-    )  # fmt: skip
-    # with the notebook's split, which the members do not have
-    assert commands.evaluate(config)["chips"] == 40
-    found = read(tmp_path / "all" / "chips.csv").set_index("image_name").iloc[:, 4:]
-    mean = pd.concat([sum(tables) / len(tables) for tables in expected.values()])
-    assert set(found.index) == set(mean.index)
-    np.testing.assert_allclose(found.loc[mean.index], mean, atol=2e-6)
-    with pytest.raises(BadInput, match=r"split = train: some members have other validation chips"):
-        commands.evaluate(small_config(
-            run, workdir=str(tmp_path / "all"),
-            **{"score.ensemble": tuple(members), "score.split": "train"},
-        ))  # fmt: skip
-    commands.report(config)
-    page = (tmp_path / "all" / "report.html").read_text()
-    assert "average of" in page
-    for workdir in members:
-        assert f"--config.workdir={workdir}" in page
-
-    options = {
-        "score.ensemble": tuple(members), "predict.folder": str(run / "root" / "train-jpg"),
-        "workdir": str(tmp_path / "all"),
-    }  # fmt: skip
-    commands.predict(small_config(run, **options))
-    raw = read(tmp_path / "all" / "predictions.csv").iloc[:, 2:].astype(float)
-    options |= {"score.decision_rule": "per_class", "score.calibrate": True}
-    commands.predict(small_config(run, **options))
-    decided = read(tmp_path / "all" / "predictions.csv")
-    fitted = json.loads((tmp_path / "all" / "decisions.json").read_text())
-    for i, label in enumerate(raw.columns):  # decided by what was fitted out of fold
-        line = fitted["calibration"][label]
-        p = expit(line["slope"] * logit(raw[label]) + line["intercept"])
-        np.testing.assert_allclose(decided.iloc[:, 2 + i].astype(float), p, atol=1e-4)
-        predicted = [label in tags.split() for tags in decided["tags"]]
-        assert predicted == (raw[label] > fitted["thresholds"][label]).tolist()
 
 
 def test_submission_has_the_rows_of_the_sample_in_its_order(run, tmp_path):
