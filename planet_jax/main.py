@@ -111,6 +111,8 @@ def run(command: str) -> None:
         status = report(error)
         with contextlib.suppress(Exception):  # processes with the same error end together
             distributed.client().wait_at_barrier("planet_jax/exit", 5000)  # milliseconds
+            # Else a process that is slower than the main one, JAX's coordinator, would be aborted.
+            jax.distributed.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # JAX's own shutdown would wait for the other processes, then abort

@@ -64,9 +64,10 @@ def start_program(command, config, *flags, devices=1, cwd=ROOT, **popen):
     options = [f"--config.{name}={value}" for name, value in changed.items()]
     base = ["--config", str(ROOT / "configs" / "base.py")]
     popen = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | popen
+    environment = on_devices(devices) | popen.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-m", "planet_jax.main", command, *base, *options, *flags],
-        cwd=cwd, env=on_devices(devices), **popen,
+        cwd=cwd, env=environment, **popen,
     )  # fmt: skip
 
 

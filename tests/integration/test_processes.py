@@ -20,7 +20,7 @@ def start_hosts(tmp_path):
     """Start a command in n processes; their output goes to tmp_path/out0, err0, ..."""
     started = []
 
-    def start(n, command, *flags, devices=1, **options):
+    def start(n, command, *flags, devices=1, env=(), **options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -34,7 +34,7 @@ def start_hosts(tmp_path):
             with open(tmp_path / f"out{i}", "w") as out, open(tmp_path / f"err{i}", "w") as err:
                 process = start_program(
                     command, config, *more, *place,
-                    devices=devices, cwd=host, stdout=out, stderr=err,
+                    devices=devices, cwd=host, stdout=out, stderr=err, env=dict(env),
                 )  # fmt: skip
             started.append(process)
         return started[-n:]
@@ -73,8 +73,15 @@ def test_processes_with_different_options_are_refused(start_hosts, tmp_path):
     assert not (tmp_path / "host0" / "run").exists()
 
 
-def test_input_that_the_main_process_refuses_ends_all(start_hosts, tmp_path):
-    processes = start_hosts(2, "train", init_from="missing")
+@pytest.mark.parametrize("late", [False, True])
+def test_input_that_the_main_process_refuses_ends_all(start_hosts, tmp_path, late):
+    """JAX's coordinator is in process 0; a process that ends 2 s later is not aborted."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\nend = os._exit\n"
+        "os._exit = lambda s: (time.sleep(2 * ('--config.hosts.index=1' in sys.argv)), end(s))\n"
+    )
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"} if late else {}
+    processes = start_hosts(2, "train", init_from="missing", env=env)
     assert statuses(processes) == [2, 2]
     for i in range(2):
         assert "no latest checkpoint" in last_message(tmp_path / f"err{i}")
