@@ -25,15 +25,18 @@ def one_batch():
     return {"chips": chips, "targets": (rng.random((16, CLASSES)) < 0.4).astype(np.uint8)}
 
 
-def take_steps(network, devices, n, norm="global", lr=1e-3):
+def take_steps(network, devices, n, norm="global", lr=1e-3, precision="float32"):
     """Take n frozen steps; return the state and the losses."""
-    model = classifier.build(CLASSES, network, norm)
-    recipe = Recipe(True, 1e-2)
-    step = make_train_step(model, recipe, tuple(jax.devices()[:devices]))
-    state, losses = create_state(start_weights(network), recipe), []
-    batch = {name: to_devices(array, devices) for name, array in one_batch().items()}
-    rates = {"lr": np.full(3, lr, np.float32), "beta1": np.asarray(0.9, np.float32)}
-    for _ in range(n):
-        state, loss = step(state, batch, rates, jax.random.key(3))
-        losses.append(float(loss))
+    dtype = np.dtype(precision)
+    with jax.enable_x64(precision == "float64"):
+        model = classifier.build(CLASSES, network, norm, precision=precision)
+        recipe = Recipe(True, 1e-2)
+        step = make_train_step(model, recipe, tuple(jax.devices()[:devices]))
+        variables = jax.tree.map(lambda leaf: leaf.astype(dtype), start_weights(network))
+        state, losses = create_state(variables, recipe), []
+        batch = {name: to_devices(array, devices) for name, array in one_batch().items()}
+        rates = {"lr": np.full(3, lr, dtype), "beta1": np.asarray(0.9, dtype)}
+        for _ in range(n):
+            state, loss = step(state, batch, rates, jax.random.key(3))
+            losses.append(float(loss))
     return state, losses
