@@ -25,7 +25,7 @@ def one_batch():
     return {"chips": chips, "targets": (rng.random((16, CLASSES)) < 0.4).astype(np.uint8)}
 
 
-def take_steps(network, devices, n, norm="global", lr=1e-3, precision="float32"):
+def take_steps(network, devices, n, norm="global", precision="float32"):
     """Take n frozen steps; return the state and the losses."""
     dtype = np.dtype(precision)
     with jax.enable_x64(precision == "float64"):
@@ -35,7 +35,7 @@ def take_steps(network, devices, n, norm="global", lr=1e-3, precision="float32")
         variables = jax.tree.map(lambda leaf: leaf.astype(dtype), start_weights(network))
         state, losses = create_state(variables, recipe), []
         batch = {name: to_devices(array, devices) for name, array in one_batch().items()}
-        rates = {"lr": np.full(3, lr, dtype), "beta1": np.asarray(0.9, dtype)}
+        rates = {"lr": np.full(3, 1e-3, dtype), "beta1": np.asarray(0.9, dtype)}
         for _ in range(n):
             state, loss = step(state, batch, rates, jax.random.key(3))
             losses.append(float(loss))
