@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "step": "step.py",
-    "large-pages": "large_pages.py",
+    "kept-memory": "kept_memory.py",
     "start": "start.py",
     "loader": "loader.py",
     "steps": "accelerator.py steps",

@@ -5,11 +5,11 @@ import ctypes
 
 
 def limit_arenas() -> None:
-    """Limit glibc to two heaps; by default, threads of XLA and Orbax fragment eight per core.
+    """Limit glibc to one heap; by default, threads of XLA and Orbax fragment eight per core.
 
-    Huge pages can only be set from outside: GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+    Only in this heap can GLIBC_TUNABLES keep the memory of a step (docs/getting-started.md).
     """
-    _call("mallopt", -8, 2)  # M_ARENA_MAX of malloc.h
+    _call("mallopt", -8, 1)  # M_ARENA_MAX of malloc.h
 
 
 def trim() -> None:

@@ -1,9 +1,9 @@
-"""Measure what a training step loses without large pages (Linux with glibc, on a CPU).
+"""Measure what a step loses if glibc does not keep its memory (Linux with glibc, on a CPU).
 
-    python benchmarks/large_pages.py [--rounds 14]
+    python benchmarks/kept_memory.py [--rounds 14]
 
-Two processes take the same step of 16 chips of 128 px in turn, one with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 and one without.
+Two processes take the same step of 16 chips of 128 px in turn, one with the Makefile's
+GLIBC_TUNABLES and one without.
 """
 
 import argparse
@@ -13,8 +13,6 @@ import machine
 import step
 from worker import Worker
 
-WITH = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -22,11 +20,11 @@ def main() -> None:
     args = parser.parse_args()
     print(machine.describe("jax", "jaxlib", "flax"))
     print(f"{args.rounds} alternating rounds; median (least to most).\n")
-    print("| step | time without large pages / with |\n| --- | --- |")
-    without = {name: value for name, value in os.environ.items() if name not in WITH}
-    for kind in ("frozen", "full"):
+    print("| step | time without kept memory / with |\n| --- | --- |")
+    without = {name: value for name, value in os.environ.items() if name not in step.KEPT}
+    for kind in step.KINDS:
         workers = {
-            "with": Worker(step.command("ours", kind), without | WITH),
+            "with": Worker(step.command("ours", kind), without | step.KEPT),
             "without": Worker(step.command("ours", kind), without),
         }
         seconds = step.alternate(workers, args.rounds)
