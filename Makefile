@@ -6,8 +6,6 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(FITS)' 2>/dev/null && { echo $$p; break; }; done)
 endif
 BIN = .venv/bin
-# Reuse the memory of a training step on a CPU for the next one (docs/getting-started.md).
-export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776
 
 .PHONY: demo test test-integration test-all faults lint docs setup clean
 
