@@ -17,8 +17,9 @@ from tests.support import finish, on_devices, small_config, start_program
 def test_four_devices_train_as_one(network):
     """The losses and statistics are equal except for the order of sums.
 
-    In float64, because a fresh ResNet50 in float32 is chaotic: sums in another order give near-ties
-    of the max pool another maximum. test_canary compares float32 with float64 on 1 and 4 devices.
+    The test uses float64. In float32 the order of sums changes which of two nearly equal values is
+    the maximum of a pool, and a fresh ResNet50 magnifies that to percents. test_canary compares
+    float32 with float64, on 1 and on 4 devices.
     """
     one, losses_of_one = take_steps(network, 1, 3, precision="float64")
     four, losses_of_four = take_steps(network, 4, 3, precision="float64")
