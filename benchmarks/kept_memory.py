@@ -2,8 +2,8 @@
 
     python benchmarks/kept_memory.py [--rounds 14]
 
-Two processes take the same step of 16 chips of 128 px in turn, one with the Makefile's
-GLIBC_TUNABLES and one without.
+Two processes take the same step of 16 chips of 128 px in turn, one with the GLIBC_TUNABLES of
+docs/getting-started.md and one without.
 """
 
 import argparse

@@ -6,9 +6,8 @@ Each program runs in a process of its own, so that no library's threads take tim
 alternate: a round takes one step of each, in turn. Ratios are the medians over rounds, with the
 least and the most. They are comparable between machines of one kind; speeds are not. PyTorch runs
 eagerly, in its default layout (NCHW) and in channels-last; its model is torchvision's network with
-the last layer replaced. "plain Flax" has ResNet50 alone. All keep the memory of a step for the next
-one, with one heap, as `make demo` does, whatever the environment sets; plain Flax has XLA's default
-flags, as a user's program has.
+the last layer replaced. "plain Flax" has ResNet50 alone. All programs keep the memory of a step for
+the next one (docs/getting-started.md). plain Flax has XLA's default flags, as a user's program has.
 """
 
 import argparse
@@ -41,8 +40,11 @@ from planet_jax.train.steps import (
 
 CLASSES = 17
 KINDS = ("frozen", "full", "inference")
-# as in the Makefile
-KEPT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"}
+# docs/getting-started.md
+KEPT = {
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0"
+    ":glibc.malloc.trim_threshold=1099511627776"
+}
 Step = Callable[[], float]  # takes one step and returns a number that depends on all of it
 
 
