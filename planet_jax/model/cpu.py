@@ -6,8 +6,10 @@ these forms, and a function exported for several platforms has the right form on
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -27,7 +29,8 @@ def product_of_patches(
 
     If the kernel has as many positions as the image, XLA makes the image the kernel of an equal
     convolution. Neither Eigen nor YNNPACK computes that one: for 2x2 images it takes 60 times as
-    long.
+    long. Up to 4x4 images, the gradient is faster than that of a convolution, which transposes the
+    kernel.
     """
     n, (rows, columns), pad = x.shape[0], kernel.shape[:2], (kernel.shape[0] - 1) // 2
     height, width = (-(-side // stride) for side in x.shape[1:3])
@@ -59,4 +62,20 @@ def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
         x = jnp.pad(x, pad, constant_values=-jnp.inf)
         slices = (lax.slice_in_dim(x, i, x.shape[axis] - 2 + i, 2, axis) for i in range(3))
         x = functools.reduce(lambda a, b: jnp.where(a >= b, a, b), slices)
+    return x
+
+
+def store(x: Array) -> Array:
+    """Return x, computed once and kept in memory.
+
+    XLA computes a block's output again in each elementwise operation that reads it, and there also
+    the outputs of the blocks before. That reads more memory than the output itself does. XLA for
+    CPUs drops `lax.optimization_barrier` before it decides that. But it does not look into a call
+    that is marked so.
+    """
+    return set_xla_metadata(_identity(x), inlineable="false")
+
+
+@jax.jit
+def _identity(x: Array) -> Array:
     return x

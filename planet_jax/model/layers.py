@@ -69,7 +69,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return lax.platform_dependent(x, kernel, cpu=cpu.product, default=_convolution)
     outputs = -(-x.shape[1] // stride) * -(-x.shape[2] // stride)
-    if kernel.shape[:2] == (3, 3) and outputs <= 9:  # cpu.product_of_patches has the reason
+    if kernel.shape[:2] == (3, 3) and outputs <= 16:  # cpu.product_of_patches has the reason
         patches = functools.partial(cpu.product_of_patches, stride=stride)
         plain = functools.partial(_convolution, stride=stride)
         return lax.platform_dependent(x, kernel, cpu=patches, default=plain)
@@ -98,10 +98,18 @@ def relu(x: Array) -> Array:
     return jnp.maximum(x, 0)
 
 
-relu.defvjp(
-    lambda x: (y := jnp.maximum(x, 0), y),
-    lambda y, gradient: (jnp.where(y > 0, gradient, 0),),
-)
+@jax.custom_vjp
+def stored_relu(x: Array) -> Array:
+    """Return max(x, 0), which a CPU computes once (`cpu.store` has the reason)."""
+    return lax.platform_dependent(jnp.maximum(x, 0), cpu=cpu.store, default=lambda y: y)
+
+
+def _relu_gradient(y: Array, gradient: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, gradient, 0),)
+
+
+relu.defvjp(lambda x: (y := relu(x), y), _relu_gradient)
+stored_relu.defvjp(lambda x: (y := stored_relu(x), y), _relu_gradient)
 
 
 class Dropout(nn.Module):

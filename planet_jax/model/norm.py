@@ -67,7 +67,18 @@ class _Norm(nn.Module):
         dtype = self.precision.state
         scale, bias = self._scale_and_bias(x.shape[-1])
         mean, gain = self._mean_and_gain(scale, moments(x, dtype) if train else None)
-        return ((x.astype(dtype) - mean) * gain + bias).astype(x.dtype)
+        return _scale_and_shift(x, gain, bias - mean * gain)
+
+
+def _scale_and_shift(
+    x: Float[Array, "*n c"], gain: Float[Array, " c"], shift: Float[Array, " c"]
+) -> Float[Array, "*n c"]:
+    """Return `x * gain + shift`, computed in gain's dtype.
+
+    As in torch's CPU code, the mean is a part of the shift. The gradient of `(x - mean) * gain`
+    would read `x - mean`, which a CPU stores beside x.
+    """
+    return (x.astype(gain.dtype) * gain + shift).astype(x.dtype)
 
 
 class BatchNorm(_Norm):
@@ -119,7 +130,7 @@ class PooledBatchNorm(_Norm):
             batch = batch._replace(mean=batch.mean * sign)
         mean, gain = self._mean_and_gain(scale, batch)
         x = max_pool(x) * sign.astype(x.dtype)
-        return ((x.astype(dtype) - mean) * gain + bias).astype(x.dtype)
+        return _scale_and_shift(x, gain, bias - mean * gain)
 
 
 def worth_folding(x: Float[Array, "*n k"]) -> bool:

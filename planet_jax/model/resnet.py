@@ -11,7 +11,7 @@ import flax.linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from planet_jax.model.layers import FLOAT32, Conv, Kernel, Precision, relu
+from planet_jax.model.layers import FLOAT32, Conv, Kernel, Precision, relu, stored_relu
 from planet_jax.model.norm import BatchNorm, FoldedBatchNorm, PooledBatchNorm
 
 
@@ -50,7 +50,7 @@ class BasicBlock(_Block):
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
         y = relu(self._convolve(x, 1, 3, self.stride, train))
         y = self._convolve(y, 2, 3, 1, train)
-        return relu(self._project(x, y.shape, train) + y)
+        return stored_relu(self._project(x, y.shape, train) + y)
 
 
 class Bottleneck(_Block):
@@ -63,7 +63,7 @@ class Bottleneck(_Block):
         y = relu(self._convolve(x, 1, 1, 1, train))
         y = relu(self._convolve(y, 2, 3, self.stride, train))
         y = self._widen(y, "conv3", "bn3", train)
-        return relu(self._project(x, y.shape, train) + y)
+        return stored_relu(self._project(x, y.shape, train) + y)
 
 
 class ResNet(nn.Module):

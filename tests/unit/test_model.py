@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from planet_jax.model import classifier
-from planet_jax.model.layers import PRECISIONS, Conv, Dropout, relu
+from planet_jax.model.layers import PRECISIONS, Conv, Dropout, relu, stored_relu
 from planet_jax.model.resnet import Bottleneck
 from planet_jax.model.summary import layer_table
 from tests.support import needs_shared
@@ -94,10 +94,27 @@ def test_a_block_in_bfloat16_is_that_in_float32_to_its_rounding(stride):
         jax.tree.map(close(rtol), half, full)
 
 
-def test_relu_has_the_gradient_of_a_maximum():
+@pytest.mark.parametrize("rectify", [relu, stored_relu])
+def test_relu_has_the_gradient_of_a_maximum(rectify):
     x = np.array([-1.0, 0.0, 2.0], np.float32)
-    np.testing.assert_array_equal(relu(x), [0, 0, 2])
-    np.testing.assert_array_equal(jax.grad(lambda x: (3 * relu(x)).sum())(x), [0, 0, 3])
+    np.testing.assert_array_equal(rectify(x), [0, 0, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: (3 * rectify(x)).sum())(x), [0, 0, 3])
+
+
+def test_a_stored_sum_is_read_and_not_computed_again():
+    """XLA's count: each sum reads two arrays and writes one, unless it computes the one before."""
+
+    def bytes_moved(rectify):
+        def sums(x, y, z):
+            first = rectify(x + y)
+            return first, rectify(first + z)
+
+        arrays = [jax.ShapeDtypeStruct((64, 1024), np.float32)] * 3
+        compiled = jax.jit(sums).lower(*arrays).compile()
+        return compiled.cost_analysis()["bytes accessed"] / (64 * 1024 * 4)
+
+    assert bytes_moved(stored_relu) == pytest.approx(6, rel=0.01)
+    assert bytes_moved(relu) > 6.9
 
 
 def test_head_is_the_formula_in_numpy():
