@@ -79,6 +79,7 @@ class Classifier(nn.Module):
     dropout: tuple[float, float] = DROPOUT
     normalization: Normalization = IMAGENET  # of the network's first weights
     exclusive: tuple[int, ...] = ()  # columns of labels that exclude each other
+    fold_from: int = 0  # see norm.FoldedBatchNorm
 
     @nn.compact
     def __call__(
@@ -90,7 +91,7 @@ class Classifier(nn.Module):
         shared: dict[str, Any] = {"axis_name": self.axis_name, "precision": self.precision}
         mean, std = (np.array(values, self.precision.state) for values in self.normalization)
         x = (chips.astype(self.precision.state) / 255 - mean) / std
-        x = NETWORKS[self.network](**shared, name="backbone")(x, train)
+        x = NETWORKS[self.network](**shared, fold_from=self.fold_from, name="backbone")(x, train)
         head = Head(self.classes, **shared, dropout=self.dropout, name="head")
         logits = head(x, train, batch_indices)
         return exclude(logits, self.exclusive) if self.exclusive else logits

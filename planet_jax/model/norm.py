@@ -94,14 +94,17 @@ class FoldedBatchNorm(_Norm):
 
     The convolution's moments follow from those of x. So the convolution is computed once, already
     normalized, and the backward pass does not read its output. A bottleneck's widest
-    activations are then read or written three times instead of seven.
+    activations are then read or written three times instead of seven. In training this is done
+    where x has at least `fold_from` rows per channel; see the function of that name.
     """
+
+    fold_from: int = 0
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "*n k"], kernel: Float[Array, "1 1 k c"], train: bool
     ) -> Float[Array, "*n c"]:
-        if train and not worth_folding(x):
+        if train and rows_of(x) < self.fold_from * x.shape[-1]:
             return self._normalize(convolve(x, kernel.astype(x.dtype)), train)
         scale, bias = self._scale_and_bias(kernel.shape[-1])
         batch = moments_of_product(x, kernel[0, 0]) if train else None
@@ -133,15 +136,18 @@ class PooledBatchNorm(_Norm):
         return _scale_and_shift(x, gain, bias - mean * gain)
 
 
-def worth_folding(x: Float[Array, "*n k"]) -> bool:
-    """Return whether to fold the norm of a product of x.
+def fold_from(platform: str, freeze: bool) -> int:
+    """Return from how many rows per channel a training step should fold norms of products.
 
     Folding saves memory traffic in proportion to the rows times k, and costs products in proportion
-    to the rows times k². With few rows the activations stay in a TPU's fast memory anyway. For
-    ResNet50 at 128 px on a v5e, this limit gives the least of the larger of both times at 16 chips
-    per device and at 128 (docs/benchmarks.md). On a CPU, limits of 32 and 64 are equally fast.
+    to the rows times k². If kernels are frozen it costs three times as many, because a kernel's own
+    gradient has the others anyway. With few rows the activations stay in fast memory, so nothing is
+    saved. docs/benchmarks.md has what these limits give on accelerators. On a CPU, other limits are
+    as fast.
     """
-    return rows_of(x) >= 64 * x.shape[-1]
+    if platform == "gpu":
+        return 4096
+    return 256 if freeze else 32
 
 
 def rows_of(x: Float[Array, "*n c"]) -> int:

@@ -23,16 +23,18 @@ class _Block(nn.Module):
     expansion: int = 1  # output channels / features
     axis_name: str | None = None
     precision: Precision = FLOAT32
+    fold_from: int = 0
 
     def _convolve(self, x: Array, number: int, kernel: int, stride: int, train: bool) -> Array:
         """Apply convolution `number` of the block and its norm."""
         x = Conv(self.features, kernel, stride, self.precision, name=f"conv{number}")(x)
         return BatchNorm(self.axis_name, self.precision, name=f"bn{number}")(x, train)
 
-    def _widen(self, x: Array, conv: str, norm: str, train: bool) -> Array:
+    def _widen(self, x: Array, conv: str, name: str, train: bool) -> Array:
         """Apply a 1x1 convolution to all output channels and its norm."""
         kernel = Kernel(self.features * self.expansion, self.precision, name=conv)(x.shape[-1])
-        return FoldedBatchNorm(self.axis_name, self.precision, name=norm)(x, kernel, train)
+        norm = FoldedBatchNorm(self.axis_name, self.precision, fold_from=self.fold_from, name=name)
+        return norm(x, kernel, train)
 
     def _project(self, x: Array, shape: tuple[int, ...], train: bool) -> Array:
         """Return x, or its projection if it does not have the block's output shape."""
@@ -77,6 +79,7 @@ class ResNet(nn.Module):
     block: Callable[..., _Block] = Bottleneck
     axis_name: str | None = None
     precision: Precision = FLOAT32
+    fold_from: int = 0  # see norm.FoldedBatchNorm
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Float[Array, "n h2 w2 c"]:
@@ -89,6 +92,7 @@ class ResNet(nn.Module):
                     stride=2 if stage > 0 and i == 0 else 1,
                     axis_name=self.axis_name,
                     precision=self.precision,
+                    fold_from=self.fold_from,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         return x.astype(self.precision.state)
