@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,6 +35,11 @@ PRECISIONS = {
     "bfloat16": Precision(jnp.bfloat16, jnp.float32),
     "float64": Precision(jnp.float64, jnp.float64),  # for tests; needs jax_enable_x64
 }
+
+
+def mean_over_devices(tree: Any, axis_name: str) -> Any:
+    """Return the mean of every array over the devices; XLA would copy those of a single device."""
+    return lax.pmean(tree, axis_name) if lax.axis_size(axis_name) > 1 else tree
 
 
 class Conv(nn.Module):

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from planet_jax.model import cpu
-from planet_jax.model.layers import FLOAT32, Precision, convolve, max_pool
+from planet_jax.model.layers import FLOAT32, Precision, convolve, max_pool, mean_over_devices
 
 
 class Moments(NamedTuple):
@@ -53,7 +53,7 @@ class _Norm(nn.Module):
         if batch is not None:
             mean, square, rows = batch
             if self.axis_name is not None:
-                mean, square = lax.pmean((mean, square), self.axis_name)
+                mean, square = mean_over_devices((mean, square), self.axis_name)
                 rows *= lax.axis_size(self.axis_name)
             var = jnp.maximum(square - lax.square(mean), 0)
             if not self.is_initializing():

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int, Key, UInt8
 
 from planet_jax.model.classifier import Classifier, Variables
-from planet_jax.model.layers import BATCH_AXIS
+from planet_jax.model.layers import BATCH_AXIS, mean_over_devices
 from planet_jax.model.norm import fold_from
 from planet_jax.train.losses import Loss
 from planet_jax.train.optimizer import Params, adam, group_labels, merge, split_frozen
@@ -129,7 +129,7 @@ def make_train_step(
         # The statistics form one vector: compilers combine at most about 256 arrays per all-reduce.
         stats, unravel = ravel_pytree(batch_stats)
         to_average = (loss, grads, stats if model.axis_name is None else None)
-        loss, grads, averaged = lax.pmean(to_average, BATCH_AXIS)
+        loss, grads, averaged = mean_over_devices(to_average, BATCH_AXIS)
         if recipe.clip_norm:
             clip = optax.clip_by_global_norm(recipe.clip_norm)
             grads, _ = clip.update(grads, optax.EmptyState())
