@@ -68,10 +68,9 @@ def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
 def store(x: Array) -> Array:
     """Return x, computed once and kept in memory.
 
-    XLA computes a block's output again in each elementwise operation that reads it, and there also
-    the outputs of the blocks before. That reads more memory than the output itself does. XLA for
-    CPUs drops `lax.optimization_barrier` before it decides that. But it does not look into a call
-    that is marked so.
+    Otherwise XLA for CPUs computes a block's output again in each elementwise operation that reads
+    it, and with it the outputs of the blocks before. It drops `lax.optimization_barrier` before it
+    decides that, but does not inline a call with `inlineable="false"`.
     """
     return set_xla_metadata(_identity(x), inlineable="false")
 

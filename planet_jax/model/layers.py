@@ -1,4 +1,4 @@
-"""Layers with torch's definitions: convolution, max pool, ReLU, dropout."""
+"""Layers with torch's definitions, and the mean over devices that some of them need."""
 
 import functools
 from dataclasses import dataclass
@@ -38,7 +38,10 @@ PRECISIONS = {
 
 
 def mean_over_devices(tree: Any, axis_name: str) -> Any:
-    """Return the mean of every array over the devices; XLA would copy those of a single device."""
+    """Return the mean of every array over the devices.
+
+    A single device needs no all-reduce, of which XLA for CPUs would make a copy.
+    """
     return lax.pmean(tree, axis_name) if lax.axis_size(axis_name) > 1 else tree
 
 

@@ -38,13 +38,13 @@ class _Norm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (width,), dtype)
         return scale, self.param("bias", nn.initializers.zeros, (width,), dtype)
 
-    def _mean_and_gain(
-        self, scale: Float[Array, " c"], batch: Moments | None
+    def _gain_and_shift(
+        self, scale: Float[Array, " c"], bias: Float[Array, " c"], batch: Moments | None
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        """Return the mean, and the gain: `scale` divided by the standard deviation.
+        """Return the factor and the summand that normalize a channel.
 
-        Both come from the running statistics if `batch` is None. Otherwise both come from the
-        moments of the batch, which also update the running statistics.
+        The mean and variance are the running statistics if `batch` is None. Otherwise they are
+        those of the batch, which also update the running statistics.
         """
         shape, dtype = scale.shape, self.precision.state
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
@@ -61,22 +61,23 @@ class _Norm(nn.Module):
                 old, new = self.decay, 1 - self.decay
                 running_mean.value = old * running_mean.value + new * mean
                 running_var.value = old * running_var.value + new * unbiased
-        return mean, scale * lax.rsqrt(var + self.eps)
+        gain = scale * lax.rsqrt(var + self.eps)
+        return gain, bias - mean * gain
 
     def _normalize(self, x: Float[Array, "*n c"], train: bool) -> Float[Array, "*n c"]:
         dtype = self.precision.state
         scale, bias = self._scale_and_bias(x.shape[-1])
-        mean, gain = self._mean_and_gain(scale, moments(x, dtype) if train else None)
-        return _scale_and_shift(x, gain, bias - mean * gain)
+        batch = moments(x, dtype) if train else None
+        return _multiply_add(x, *self._gain_and_shift(scale, bias, batch))
 
 
-def _scale_and_shift(
+def _multiply_add(
     x: Float[Array, "*n c"], gain: Float[Array, " c"], shift: Float[Array, " c"]
 ) -> Float[Array, "*n c"]:
     """Return `x * gain + shift`, computed in gain's dtype.
 
-    As in torch's CPU code, the mean is a part of the shift. The gradient of `(x - mean) * gain`
-    would read `x - mean`, which a CPU stores beside x.
+    torch computes this on a CPU too. The gradient of `(x - mean) * gain + bias` would read the
+    difference, which a CPU then stores beside x.
     """
     return (x.astype(gain.dtype) * gain + shift).astype(x.dtype)
 
@@ -94,8 +95,9 @@ class FoldedBatchNorm(_Norm):
 
     The convolution's moments follow from those of x. So the convolution is computed once, already
     normalized, and the backward pass does not read its output. A bottleneck's widest
-    activations are then read or written three times instead of seven. In training this is done
-    where x has at least `fold_from` rows per channel; see the function of that name.
+    activations are then read or written three times instead of seven.
+
+    In training this is done if x has at least `fold_from` times as many rows as channels.
     """
 
     fold_from: int = 0
@@ -108,9 +110,9 @@ class FoldedBatchNorm(_Norm):
             return self._normalize(convolve(x, kernel.astype(x.dtype)), train)
         scale, bias = self._scale_and_bias(kernel.shape[-1])
         batch = moments_of_product(x, kernel[0, 0]) if train else None
-        mean, gain = self._mean_and_gain(scale, batch)
+        gain, shift = self._gain_and_shift(scale, bias, batch)
         product = convolve(x, (kernel * gain).astype(x.dtype))
-        return (product.astype(self.precision.state) + (bias - mean * gain)).astype(x.dtype)
+        return (product.astype(shift.dtype) + shift).astype(x.dtype)
 
 
 class PooledBatchNorm(_Norm):
@@ -131,19 +133,19 @@ class PooledBatchNorm(_Norm):
         if train:
             batch = moments(x, dtype)
             batch = batch._replace(mean=batch.mean * sign)
-        mean, gain = self._mean_and_gain(scale, batch)
-        x = max_pool(x) * sign.astype(x.dtype)
-        return _scale_and_shift(x, gain, bias - mean * gain)
+        gain, shift = self._gain_and_shift(scale, bias, batch)
+        return _multiply_add(max_pool(x) * sign.astype(x.dtype), gain, shift)
 
 
-def fold_from(platform: str, freeze: bool) -> int:
-    """Return from how many rows per channel a training step should fold norms of products.
+def fold_limit(platform: str, freeze: bool) -> int:
+    """Return the least ratio of rows to channels at which a training step should fold norms.
 
     Folding saves memory traffic in proportion to the rows times k, and costs products in proportion
-    to the rows times k². If kernels are frozen it costs three times as many, because a kernel's own
-    gradient has the others anyway. With few rows the activations stay in fast memory, so nothing is
-    saved. docs/benchmarks.md has what these limits give on accelerators. On a CPU, other limits are
-    as fast.
+    to the rows times k². A frozen step has three times the cost, because it then computes what a
+    full step has anyway: the gradient of the kernel, of which the gain's gradient is a sum. Few
+    rows stay in a TPU's fast memory or a GPU's cache, so there is nothing to save. At these limits
+    no step costs more than plain Flax's on a v5e, v5p or H100, by the larger of computing and
+    traffic (docs/benchmarks.md). On a CPU a step without folding is as fast, but needs more memory.
     """
     if platform == "gpu":
         return 4096

@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, UInt8
 
 from planet_jax.model.classifier import Classifier, Variables
 from planet_jax.model.layers import BATCH_AXIS, mean_over_devices
-from planet_jax.model.norm import fold_from
+from planet_jax.model.norm import fold_limit
 from planet_jax.train.losses import Loss
 from planet_jax.train.optimizer import Params, adam, group_labels, merge, split_frozen
 
@@ -89,7 +89,7 @@ def make_train_step(
     run's dropout key. Frozen parameters are not differentiated.
     """
     platform = (devices or jax.local_devices())[0].platform
-    model = model.clone(fold_from=fold_from(platform, recipe.freeze))
+    model = model.clone(fold_from=fold_limit(platform, recipe.freeze))
 
     def step(
         state: TrainState, batch: dict[str, Array], rates: Rates, key: Key[Array, ""]

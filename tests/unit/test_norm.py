@@ -1,6 +1,7 @@
 """Test the three BatchNorm modules."""
 
 import functools
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from planet_jax.model import norm
 from planet_jax.model.layers import PRECISIONS, convolve
 from planet_jax.model.norm import (
     BatchNorm,
@@ -43,9 +45,11 @@ def test_batch_norm_is_torchs():
     np.testing.assert_allclose(scored, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fold_from", [0, 100])  # rows per channel; there are 32
-def test_batch_norm_of_a_product_is_that_of_the_product_formed(fold_from):
+@pytest.mark.parametrize("fold_from", [0, 32, 33])  # there are 32 times as many rows as channels
+def test_batch_norm_of_a_product_is_that_of_the_product_formed(fold_from, monkeypatch):
     """Compare output, statistics and three gradients, in float64 to show errors of the formula."""
+    spy = mock.Mock(wraps=moments_of_product)
+    monkeypatch.setattr(norm, "moments_of_product", spy)
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = 1 + rng.standard_normal((4, 8, 8, 8))
@@ -53,13 +57,14 @@ def test_batch_norm_of_a_product_is_that_of_the_product_formed(fold_from):
         variables = _random_norm(rng, 12)
 
         def short(params, x, kernel):
-            norm = functools.partial(FoldedBatchNorm, fold_from=fold_from)
-            return _normed(norm, params, variables, x, kernel)
+            folded = functools.partial(FoldedBatchNorm, fold_from=fold_from)
+            return _normed(folded, params, variables, x, kernel)
 
         def long(params, x, kernel):
             return _normed(BatchNorm, params, variables, convolve(x, kernel))
 
         _same(short, long, variables["params"], x, kernel)
+        assert spy.called == (fold_from <= 32)
 
 
 @pytest.mark.parametrize("size", [9, 8])

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +8,11 @@ import pytest
 import scipy.special
 
 from planet_jax.data import augment
-from planet_jax.model import classifier
+from planet_jax.model import classifier, norm
 from planet_jax.model.layers import BATCH_AXIS
-from planet_jax.model.norm import BatchNorm
+from planet_jax.model.norm import BatchNorm, FoldedBatchNorm
 from planet_jax.runtime.errors import BadInput
-from planet_jax.train import lr_range
+from planet_jax.train import lr_range, steps
 from planet_jax.train.stage import check_batch, make_stage
 from planet_jax.train.start import Start, initial_state
 from planet_jax.train.steps import (
@@ -56,19 +57,20 @@ def test_bfloat16_changes_the_activations_alone(network):
     assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
 
 
-def test_global_batch_norm_and_its_gradient_are_those_of_the_whole_batch():
+@pytest.mark.parametrize("folded", [False, True])
+def test_global_batch_norm_and_its_gradient_are_those_of_the_whole_batch(folded):
     rng = np.random.default_rng(0)
     x = (2 + rng.standard_normal((16, 3, 3, 4))).astype(np.float32)
-    variables = BatchNorm().init(jax.random.key(0), x, train=False)
+    layer = (FoldedBatchNorm if folded else BatchNorm)(BATCH_AXIS)
+    kernel = (rng.standard_normal((1, 1, 4, 4)).astype(np.float32),) if folded else ()
+    variables = layer.init(jax.random.key(0), x, *kernel, train=False)
     weight = rng.standard_normal(x.shape).astype(np.float32)
 
     def gradients(devices):
-        norm = BatchNorm(BATCH_AXIS)
-
         def step(variables, x, weight):
             def loss_fn(params, x):
-                out, changed = norm.apply(
-                    variables | {"params": params}, x, train=True, mutable=["batch_stats"]
+                out, changed = layer.apply(
+                    variables | {"params": params}, x, *kernel, train=True, mutable=["batch_stats"]
                 )
                 return (jax.numpy.sin(out) * weight).mean(), changed["batch_stats"]
 
@@ -85,6 +87,24 @@ def test_global_batch_norm_and_its_gradient_are_those_of_the_whole_batch():
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)  # noqa: E731
     jax.tree.map(close, gradients(4), gradients(1))
+
+
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_a_step_folds_norms_by_the_limit_of_its_device(limit, monkeypatch):
+    chosen = mock.Mock(return_value=limit)
+    folded = mock.Mock(wraps=norm.moments_of_product)
+    monkeypatch.setattr(steps, "fold_limit", chosen)
+    monkeypatch.setattr(norm, "moments_of_product", folded)
+    recipe = Recipe(True, 1e-2)
+    model = classifier.build(CLASSES, "tiny")
+    step = make_train_step.__wrapped__(model, recipe, tuple(jax.devices()[:1]))
+    batch = {name: to_devices(array, 1) for name, array in one_batch().items()}
+    rates = {"lr": np.zeros(3, np.float32), "beta1": np.zeros((), np.float32)}
+    jax.eval_shape(
+        step, create_state(start_weights("tiny"), recipe), batch, rates, jax.random.key(3)
+    )
+    chosen.assert_called_once_with("cpu", True)
+    assert folded.called == (limit == 0)
 
 
 def test_frozen_parameters_keep_their_bits_and_have_no_moments(network):
