@@ -1,17 +1,19 @@
 """Compute what steps cost on TPUs and GPUs that are not attached.
 
-    python benchmarks/accelerator.py steps [--target v5e:2x2] [--target h100:4] [--chips 128]
+    python benchmarks/accelerator.py steps [--target v5e:2x2] [--target h100:4]
+    python benchmarks/accelerator.py batches [--target v5e:2x2] [--chips 16 256]
     python benchmarks/accelerator.py published
     python benchmarks/accelerator.py stages [--target v5e:2x4] [--target h100:8]
     python benchmarks/accelerator.py slices
-    python benchmarks/accelerator.py networks [--target v5e:2x2] [--target h100:4] [--chips 128]
+    python benchmarks/accelerator.py networks [--target v5e:2x2] [--target h100:4]
 
 Everything follows from the programs that the compilers of TPUs and GPUs make, so the numbers are
 the same in every run and on every machine. Each step takes minutes to compile. All steps are in
 bfloat16.
 
 `steps` compares our step with a plain Flax step at 128 px; "ours, global" has BatchNorm over all
-devices, the others have it per device. `published` compiles the full plain Flax step in the size of
+devices, the others have it per device. `batches` compares them with other numbers of chips per
+device, and BatchNorm per device. `published` compiles the full plain Flax step in the size of
 each published measurement of ResNet50. `stages` and `slices` run `preflight` for the four stages
 with 512 chips a step, and for slices of v5p with 128 chips per device. `networks` has our steps of
 ResNet18 and ResNet101 at 128 px, with global BatchNorm. Needs the `preflight` extra.
@@ -34,7 +36,8 @@ from planet_jax.config_file import load
 from planet_jax.preflight import cost, examine, targets
 
 ROOT = Path(__file__).parents[1]
-CLASSES, CHIPS = 17, 32_384  # labels and training chips of the competition
+CLASSES, TRAINING_CHIPS = 17, 32_384  # of the competition
+CHIPS = 128  # per device in steps, slices and networks
 PRECISION = "bfloat16"
 
 
@@ -97,6 +100,14 @@ def flaxs(target: targets.Target, freeze: bool, chips: int, size: int) -> cost.C
     return cost.measure(lower, target, chips, PRECISION)
 
 
+def most_chips(found: cost.Cost, target: targets.Target, chips: int) -> float:
+    return chips / max(examine.least_seconds(found, target.hardware, PRECISION))
+
+
+def estimated_chips(found: cost.Cost, target: targets.Target, chips: int) -> float:
+    return chips / examine.estimated_seconds(found, target)
+
+
 def print_row(*cells: object) -> None:
     print("|", " | ".join(map(str, cells)), "|", flush=True)
 
@@ -106,21 +117,21 @@ def print_head(*cells: str) -> None:
     print_row(*["---"] * len(cells))
 
 
-def steps(names: list[str], chips: int) -> None:
+def steps(names: list[str]) -> None:
     print_head("target", "step", "whose", "GFLOP", "GB moved", "computing, moving", "at most",
                "× plain", "estimate", "× plain", "temporaries", "all-reduces")  # fmt: skip
     for name in names:
         target = targets.find(name)
         for freeze in (True, False):
-            rows = {"plain Flax": flaxs(target, freeze, chips, 128)} | {
-                f"ours, {norm}": ours(target, freeze, norm, chips, 128, "resnet50")
+            rows = {"plain Flax": flaxs(target, freeze, CHIPS, 128)} | {
+                f"ours, {norm}": ours(target, freeze, norm, CHIPS, 128, "resnet50")
                 for norm in ("device", "global")
             }
             first = None
             for whose, found in rows.items():
                 compute, memory = examine.least_seconds(found, target.hardware, PRECISION)
-                most = chips / max(compute, memory)
-                estimate = chips / examine.estimated_seconds(found, target)
+                most = most_chips(found, target, CHIPS)
+                estimate = estimated_chips(found, target, CHIPS)
                 first = first or (most, estimate)
                 print_row(
                     name, "frozen" if freeze else "full", whose, f"{found.flops / 1e9:,.0f}",
@@ -131,6 +142,22 @@ def steps(names: list[str], chips: int) -> None:
                 )  # fmt: skip
 
 
+def batches(names: list[str], sizes: list[int]) -> None:
+    print_head("target", "step", "chips", "plain Flax: at most", "ours", "× plain",
+               "plain Flax: estimate", "ours", "× plain")  # fmt: skip
+    for name in names:
+        target = targets.find(name)
+        for freeze in (True, False):
+            for chips in sizes:
+                theirs = flaxs(target, freeze, chips, 128)
+                mine = ours(target, freeze, "device", chips, 128, "resnet50")
+                cells: list[object] = [name, "frozen" if freeze else "full", chips]
+                for rate in (most_chips, estimated_chips):
+                    rates = rate(theirs, target, chips), rate(mine, target, chips)
+                    cells += [f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{rates[1] / rates[0]:.2f}"]
+                print_row(*cells)
+
+
 def published() -> None:
     print_head("target", "images per device", "published", "at most", "estimate",
                "estimate / published", "program", "source")  # fmt: skip
@@ -138,8 +165,8 @@ def published() -> None:
         target = targets.find(row.target)
         found = flaxs(target, False, row.batch, 224)
         batch = row.batch * len(target.devices)
-        most = batch / max(examine.least_seconds(found, target.hardware, PRECISION))
-        estimate = batch / examine.estimated_seconds(found, target)
+        most = most_chips(found, target, batch)
+        estimate = estimated_chips(found, target, batch)
         print_row(
             row.target, row.batch, f"{row.rate:,} images/s", f"{most:,.0f}", f"{estimate:,.0f}",
             f"{estimate / row.rate:.2f}", row.program, row.source,
@@ -154,7 +181,7 @@ def stages(names: list[str]) -> None:
         for name in names:
             config: ConfigDict = load(str(ROOT / "configs" / f"{stage}.py"))
             config.train.precision, config.data.batch_size = PRECISION, 512
-            found = examine.examine(config, targets.find(name), CLASSES, CHIPS)
+            found = examine.examine(config, targets.find(name), CLASSES, TRAINING_CHIPS)
             print_row(stage, name, *cells_of(found))
 
 
@@ -165,28 +192,29 @@ def slices() -> None:
     for shape in ("2x2x2", "2x4x4", "4x4x8", "8x8x8"):
         config: ConfigDict = load(str(ROOT / "configs" / "stage2.py"))
         devices = math.prod(map(int, shape.split("x")))
-        config.train.precision, config.data.batch_size = PRECISION, 128 * devices
-        found = examine.examine(config, targets.find(f"v5p:{shape}"), CLASSES, CHIPS)
+        config.train.precision, config.data.batch_size = PRECISION, CHIPS * devices
+        found = examine.examine(config, targets.find(f"v5p:{shape}"), CLASSES, TRAINING_CHIPS)
         print_row(
-            f"{devices}, {shape}", f"{128 * devices:,}", *cells_of(found), found["steps_per_epoch"],
+            f"{devices}, {shape}", f"{CHIPS * devices:,}", *cells_of(found),
+            found["steps_per_epoch"],
             f"{found['loader_chips_per_second_per_host']:,.0f}",
         )  # fmt: skip
 
 
-def networks(names: list[str], chips: int) -> None:
+def networks(names: list[str]) -> None:
     print_head("target", "network", "step", "GFLOP", "GB moved", "computing, moving", "at most",
                "estimate", "temporaries")  # fmt: skip
     for name in names:
         target = targets.find(name)
         for network in ("resnet18", "resnet101"):
             for freeze in (True, False):
-                found = ours(target, freeze, "global", chips, 128, network)
+                found = ours(target, freeze, "global", CHIPS, 128, network)
                 compute, memory = examine.least_seconds(found, target.hardware, PRECISION)
                 print_row(
                     name, network, "frozen" if freeze else "full", f"{found.flops / 1e9:,.0f}",
                     f"{found.bytes_moved / 1e9:.2f}", f"{compute * 1e3:.2f}, {memory * 1e3:.2f} ms",
-                    f"{chips / max(compute, memory):,.0f}",
-                    f"{chips / examine.estimated_seconds(found, target):,.0f}",
+                    f"{most_chips(found, target, CHIPS):,.0f}",
+                    f"{estimated_chips(found, target, CHIPS):,.0f}",
                     f"{found.temporary_bytes / 1e9:.2f} GB",
                 )  # fmt: skip
 
@@ -205,16 +233,25 @@ def cells_of(found: dict[str, Any]) -> list[str]:
     ]
 
 
+TABLES = ("steps", "batches", "published", "stages", "slices", "networks")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=["steps", "published", "stages", "slices", "networks"])
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--target", action="append")
-    parser.add_argument("--chips", type=int, default=128)
+    parser.add_argument("--chips", type=int, nargs="+", help="per device, for batches")
     args = parser.parse_args()
+    if args.chips and args.table != "batches":
+        parser.error("--chips is an option of batches alone")
     print(machine.versions("jax", "libtpu", "jax-cuda12-pjrt"), end="\n\n")
     match args.table:
         case "steps":
-            steps(args.target or ["v5e:2x2", "h100:4"], args.chips)
+            steps(args.target or ["v5e:2x2", "h100:4"])
+        case "batches":
+            batches(
+                args.target or ["v5e:2x2", "v5p:2x2x1", "h100:4"], args.chips or [16, 64, 128, 256]
+            )
         case "published":
             published()
         case "stages":
@@ -222,7 +259,7 @@ def main() -> None:
         case "slices":
             slices()
         case "networks":
-            networks(args.target or ["v5e:2x2", "h100:4"], args.chips)
+            networks(args.target or ["v5e:2x2", "h100:4"])
 
 
 if __name__ == "__main__":

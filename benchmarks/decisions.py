@@ -14,7 +14,6 @@ from pathlib import Path
 
 import twin
 
-from planet_jax import commands
 from planet_jax.data import loader
 from planet_jax.results import evaluation, inference, tables
 from planet_jax.score import metrics
@@ -28,17 +27,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/twin"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if not (args.out / "formula.safetensors").exists():
-        twin.write_weights(args.out / "formula.safetensors")
-    for name in twin.STAGES:
-        config = twin.stage_config(args.out, args.seed, name, "float32")
-        commands.train(config)
+    twin.train(args.out, [args.seed])
+    config = twin.stage_config(args.out, args.seed, "stage2", "float32")
     stage = make_stage(config)
     rows, labels = stage.valid_rows, stage.data.labels
     source = partial(loader.score_batches, stage.data, rows)
     checkpoints = inference.open_runs(config)
     first = None
-    print("\n| views | decision rule | F2 | gain |\n| --- | --- | --- | --- |")
+    print((args.out / "machine.txt").read_text())
+    print(f"The twin's unfrozen stage, seed {args.seed}, {len(rows)} chips.\n")
+    print("| views | decision rule | F2 | gain |\n| --- | --- | --- | --- |")
     for views, description in VIEWS.items():
         config.score.test_time_augmentation = views
         models = inference.load_models(config, checkpoints)

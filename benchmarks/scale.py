@@ -1,21 +1,23 @@
 """Measure time and memory of the commands on many chips and labels.
 
-    python benchmarks/scale.py OUT [--chips 100000] [--labels 60] [--side 64]
-    python benchmarks/scale.py OUT --chips 40479 --labels 17 --side 256 --only prepare
+    python benchmarks/scale.py [--chips 100000] [--labels 60] [--side 64] [--only COMMAND]
 
 Draws 200 chips as `data.source=sample` does, resized to SIDE, and links them under the names of all
 CHIPS. Label i is on about 1 / (i + 2) of the chips, at random, so nothing can be learned.
-Training takes 100 chips at most; evaluate scores a fifth of all. Prints for each command its time
-and the largest resident memory, in which pages of mapped files count.
+Training takes 100 chips at most; evaluate scores a fifth of all. The table has each command's time
+and largest resident memory, in which pages of mapped files count. TMPDIR chooses the disk; chips of
+256 px need some 10 GB.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import machine
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -46,35 +48,38 @@ def draw(root: Path, chips: int, labels: int, side: int) -> None:
 
 
 def measure(command: str, options: list[str]) -> None:
+    arguments = [sys.executable, "-m", "planet_jax.main", command, *options]
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "planet_jax.main", command, *options])
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
-    print(f"{command}: {seconds:.0f} s, {usage.ru_maxrss / 2**20:.1f} GiB", flush=True)
     if status:
         sys.exit(f"{command} ended with status {os.waitstatus_to_exitcode(status)}")
+    print(f"| `{command}` | {seconds:.0f} s | {usage.ru_maxrss / 2**20:.1f} GiB |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", type=int, default=100_000)
     parser.add_argument("--labels", type=int, default=60)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--only", choices=COMMANDS)
     arguments = parser.parse_args()
-    out = arguments.out
-    if not (out / "root" / "train_v2.csv").exists():
-        draw(out / "root", arguments.chips, arguments.labels, arguments.side)
-    settings = {
-        "data.source": "folder", "data.root": out / "root", "data.cache": out / "cache",
-        "data.size": 32, "data.batch_size": 32, "data.subset": out / "root" / "subset.csv",
-        "model.name": "tiny", "model.weights": "random", "train.epochs": 1, "workdir": out / "run",
-        "predict.folder": out / "root" / "train-jpg",
-    }  # fmt: skip
-    options = ["--config=smoke", *(f"--config.{name}={value}" for name, value in settings.items())]
-    for command in [arguments.only] if arguments.only else COMMANDS:
-        measure(command, options)
+    print(machine.describe("jax", "jaxlib"))
+    print(f"{arguments.chips:,} chips of {arguments.side} px with {arguments.labels} labels.\n")
+    print("| command | time | memory |\n| --- | --- | --- |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "root"
+        draw(root, arguments.chips, arguments.labels, arguments.side)
+        settings = {
+            "data.source": "folder", "data.root": root, "data.cache": Path(folder) / "cache",
+            "data.size": 32, "data.batch_size": 32, "data.subset": root / "subset.csv",
+            "model.name": "tiny", "model.weights": "random", "train.epochs": 1,
+            "workdir": Path(folder) / "run", "predict.folder": root / "train-jpg",
+        }  # fmt: skip
+        options = ["--config=smoke", *(f"--config.{name}={settings[name]}" for name in settings)]
+        for command in [arguments.only] if arguments.only else COMMANDS:
+            measure(command, options)
 
 
 if __name__ == "__main__":

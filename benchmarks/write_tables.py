@@ -16,16 +16,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
+    "twin": "twin.py --picture docs/images/twin.png",
+    "decisions": "decisions.py",
     "step": "step.py",
     "kept-memory": "kept_memory.py",
     "start": "start.py",
     "loader": "loader.py",
     "steps": "accelerator.py steps",
+    "batches-v5e": "accelerator.py batches --target v5e:2x2 --chips 16 64 256",
+    "batches-v5p": "accelerator.py batches --target v5p:2x2x1 --chips 64 128",
+    "batches-h100": "accelerator.py batches --target h100:4 --chips 16 64 256",
     "published": "accelerator.py published",
     "stages": "accelerator.py stages --target h100:8",
     "networks": "accelerator.py networks --target h100:4",
     "resnet18": "step.py --network resnet18",
     "resnet101": "step.py --network resnet101",
+    "scale": "scale.py",
+    "scale-planet": "scale.py --chips 40479 --labels 17 --side 256 --only prepare",
     "bucket": "bucket.py",
     "recipes": "recipes.py --picture docs/images/recipes.png",
     "recipes-seeds": "recipes.py --seeds 0 1 --only 'average of the seeds'",
