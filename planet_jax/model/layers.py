@@ -40,7 +40,7 @@ PRECISIONS = {
 def mean_over_devices(tree: Any, axis_name: str) -> Any:
     """Return the mean of every array over the devices.
 
-    A single device needs no all-reduce, of which XLA for CPUs would make a copy.
+    A single device needs no all-reduce. XLA for CPUs would turn it into a copy.
     """
     return lax.pmean(tree, axis_name) if lax.axis_size(axis_name) > 1 else tree
 

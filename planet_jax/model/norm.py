@@ -142,8 +142,8 @@ def fold_limit(platform: str, freeze: bool) -> int:
 
     Folding saves memory traffic in proportion to the rows times k, and costs products in proportion
     to the rows times k². A frozen step has three times the cost, because it then computes what a
-    full step has anyway: the gradient of the kernel, of which the gain's gradient is a sum. Few
-    rows stay in a TPU's fast memory or a GPU's cache, so there is nothing to save. At these limits
+    full step has anyway: the gradient of the kernel, from which that of the gain follows. Few rows
+    stay in a TPU's fast memory or a GPU's cache, so there is nothing to save. At these limits
     no step costs more than plain Flax's on a v5e, v5p or H100, by the larger of computing and
     traffic (docs/benchmarks.md). On a CPU a step without folding is as fast, but needs more memory.
     """
