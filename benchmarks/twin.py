@@ -85,9 +85,9 @@ def stage_config(out: Path, seed: int, name: str, precision: str) -> ConfigDict:
 def train(out: Path, seeds: list[int], precision: str = "float32") -> None:
     """Train both stages for each seed, if they are not finished; write nothing to stdout.
 
-    OUT/machine.txt has the machine and the versions that began to train.
+    OUT/machine.txt describes the machine and the versions with which OUT was begun.
     """
-    if not (out / "formula.safetensors").exists():
+    if not (out / "machine.txt").exists():
         write_weights(out / "formula.safetensors")
         (out / "machine.txt").write_text(machine.describe("jax", "jaxlib"))
     with contextlib.redirect_stdout(sys.stderr):
