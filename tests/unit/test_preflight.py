@@ -66,6 +66,21 @@ def run_preflight(*flags):
 
 
 @pytest.mark.slow
+def test_a_gpu_that_is_not_attached_has_the_platform_that_fold_limit_expects():
+    """In a process of its own, because `find` changes the settings of JAX."""
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    code = (
+        "from planet_jax.model.norm import fold_limit; from planet_jax.preflight import targets; "
+        "platform = targets.find('h100:1').devices[0].platform; "
+        "print(platform, fold_limit(platform, True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-2:] == ["gpu", "4096"]
+
+
+@pytest.mark.slow
 def test_the_smoke_config_is_compiled_for_a_tpu(tmp_path):
     pytest.importorskip("libtpu")
     root = f"--config.data.root={tmp_path}"  # it has no labels, so the competition's are assumed
