@@ -101,10 +101,12 @@ def flaxs(target: targets.Target, freeze: bool, chips: int, size: int) -> cost.C
 
 
 def most_chips(found: cost.Cost, target: targets.Target, chips: int) -> float:
+    """Return the ceiling of the chips/s for a step of `chips`."""
     return chips / max(examine.least_seconds(found, target.hardware, PRECISION))
 
 
 def estimated_chips(found: cost.Cost, target: targets.Target, chips: int) -> float:
+    """Return the estimate of the chips/s for a step of `chips`."""
     return chips / examine.estimated_seconds(found, target)
 
 
@@ -196,8 +198,7 @@ def slices() -> None:
         found = examine.examine(config, targets.find(f"v5p:{shape}"), CLASSES, TRAINING_CHIPS)
         print_row(
             f"{devices}, {shape}", f"{CHIPS * devices:,}", *cells_of(found),
-            found["steps_per_epoch"],
-            f"{found['loader_chips_per_second_per_host']:,.0f}",
+            found["steps_per_epoch"], f"{found['loader_chips_per_second_per_host']:,.0f}",
         )  # fmt: skip
 
 
@@ -233,12 +234,10 @@ def cells_of(found: dict[str, Any]) -> list[str]:
     ]
 
 
-TABLES = ("steps", "batches", "published", "stages", "slices", "networks")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=TABLES)
+    tables = ["steps", "batches", "published", "stages", "slices", "networks"]
+    parser.add_argument("table", choices=tables)
     parser.add_argument("--target", action="append")
     parser.add_argument("--chips", type=int, nargs="+", help="per device, for batches")
     args = parser.parse_args()
