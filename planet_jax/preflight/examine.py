@@ -51,7 +51,8 @@ def examine(config: ConfigDict, target: Target, classes: int, chips: int) -> dic
         train = measure(lower_train, target, batch // n, precision)
         predict = measure(lower_predict, target, batch // n, precision)
     except TooLarge as error:
-        fits = largest_batch(lower_train, target, precision, batch // n, error.needed)
+        parts = config.optim.accumulate
+        fits = largest_batch(lower_train, target, precision, batch // n, error.needed, parts)
         return {**setting, "fits": False, "largest_batch": fits * n}
 
     compute, memory = least_seconds(train, hardware, precision)
@@ -95,9 +96,11 @@ def all_reduce_seconds(step: Cost, target: Target) -> float:
 
 
 def largest_batch(
-    lower: Lower, target: Target, precision: str, too_large: int, needed: float
+    lower: Lower, target: Target, precision: str, too_large: int, needed: float, parts: int
 ) -> int:
     """Return the largest batch per device that fits, at most a sixteenth below the limit.
+
+    It is a multiple of `parts`, the option optim.accumulate.
 
     A trial compiles the step, which takes up to a minute. To save trials, the search interpolates
     the memory between the largest batch that fits and the smallest that does not.
@@ -108,7 +111,9 @@ def largest_batch(
       precision: the option train.precision.
       too_large: a batch per device that does not fit.
       needed: the bytes of that batch, or nan.
+      parts: the parts of a batch.
     """
+    too_large //= parts  # from here on, chips are those of one part
     fits, used = 0, 0.0
     while too_large - fits > (margin := max(1, fits // 16)):
         share = 0.5
@@ -122,7 +127,7 @@ def largest_batch(
             if fits:
                 chips = min(chips, 2 * fits)
         try:
-            fits, used = chips, measure(lower, target, chips, precision).peak_bytes
+            fits, used = chips, measure(lower, target, chips * parts, precision).peak_bytes
         except TooLarge as error:
             too_large, needed = chips, error.needed
-    return fits
+    return fits * parts

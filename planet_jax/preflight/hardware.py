@@ -1,4 +1,4 @@
-"""Peak figures of TPUs and GPUs from the makers' data sheets. Each row is one device (chip)."""
+"""Peak figures of TPUs and GPUs from the makers' data sheets. Each row is one device."""
 
 from dataclasses import dataclass, replace
 

@@ -31,16 +31,19 @@ def test_what_cannot_be_compiled_for_is_one_line(target, message, monkeypatch):
         targets.find(target)
 
 
+@pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("saves", [False, True])
 @pytest.mark.parametrize("limit", [1, 5, 37, 1000, 1001])
-def test_the_largest_batch_is_found_with_few_compilations(limit, saves, monkeypatch):
+def test_the_largest_batch_is_found_with_few_compilations(limit, saves, parts, monkeypatch):
     """The batch is at most a sixteenth too small, even if the compiler reports no needed bytes.
 
-    With `saves`, a batch near the limit just fits, as when XLA recomputes activations.
+    It is a multiple of the parts in which its gradients are accumulated. With `saves`, a batch near
+    the limit just fits, as when XLA recomputes activations.
     """
     target, tried = targets.Target("v5e:2x2", HARDWARE["v5e"], range(4)), []
 
     def measure(lower, target, chips, precision):
+        assert chips % parts == 0
         tried.append(chips)
         needed = target.hardware.memory * (0.1 + 0.87 * chips / limit)
         if saves and chips > limit / 2:
@@ -50,8 +53,9 @@ def test_the_largest_batch_is_found_with_few_compilations(limit, saves, monkeypa
         return Cost(0, 0, needed, *[0] * 7)
 
     monkeypatch.setattr(examine, "measure", measure)
-    largest = examine.largest_batch(None, target, "float32", 4096, float("nan"))
-    assert largest <= limit < largest + max(2, largest / 16 + 1)
+    largest = examine.largest_batch(None, target, "float32", 4096, float("nan"), parts)
+    assert largest <= limit < largest + max(2 * parts, largest / 16 + parts)
+    assert largest % parts == 0
     assert len(tried) <= 12
 
 
