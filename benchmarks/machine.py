@@ -1,4 +1,4 @@
-"""Say on what a benchmark ran: one line for above its table."""
+"""Describe in one line the machine and the versions with which a benchmark ran."""
 
 import importlib.metadata
 import os

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from ml_collections import ConfigDict
 
-from planet_jax import commands
+from planet_jax import backend, commands
 from planet_jax.config import get_config
 from planet_jax.runtime import memory
 
@@ -62,4 +62,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     memory.limit_arenas()
+    backend.configure()
     main()

@@ -25,7 +25,7 @@ import twin
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from planet_jax import commands
+from planet_jax import backend, commands
 from planet_jax.config import get_config
 from planet_jax.results import pictures
 from planet_jax.runtime import memory
@@ -171,4 +171,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     memory.limit_arenas()
+    backend.configure()
     main()

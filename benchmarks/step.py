@@ -68,7 +68,7 @@ def ours(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> Ste
     return take
 
 
-def flaxs(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> Step:
+def plain_flax(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> Step:
     if network != "resnet50":
         raise ValueError(f"plain.py has no {network}")
     n = jax.local_device_count()
@@ -88,7 +88,7 @@ def flaxs(chips: np.ndarray, targets: np.ndarray, kind: str, network: str) -> St
     return take
 
 
-def torchs(
+def pytorch(
     chips: np.ndarray, targets: np.ndarray, kind: str, network: str, channels_last: bool
 ) -> Step:
     import torch
@@ -122,9 +122,9 @@ def torchs(
 
 PROGRAMS: dict[str, Callable[[np.ndarray, np.ndarray, str, str], Step]] = {
     "ours": ours,
-    "plain Flax": flaxs,
-    "PyTorch": functools.partial(torchs, channels_last=False),
-    "PyTorch, channels-last": functools.partial(torchs, channels_last=True),
+    "plain Flax": plain_flax,
+    "PyTorch": functools.partial(pytorch, channels_last=False),
+    "PyTorch, channels-last": functools.partial(pytorch, channels_last=True),
 }
 
 
