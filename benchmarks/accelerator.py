@@ -1,7 +1,7 @@
 """Compute what steps cost on TPUs and GPUs that are not attached.
 
     python benchmarks/accelerator.py steps [--target v5e:2x2] [--target h100:4]
-    python benchmarks/accelerator.py batches [--target v5e:2x2] [--chips 16 256]
+    python benchmarks/accelerator.py batches [--target v5e:2x2] [--chips 16 256] [--size 256]
     python benchmarks/accelerator.py published
     python benchmarks/accelerator.py stages [--target v5e:2x4] [--target h100:8]
     python benchmarks/accelerator.py slices
@@ -12,10 +12,10 @@ the same in every run and on every machine. Each step takes minutes to compile. 
 bfloat16.
 
 `steps` compares our step with a plain Flax step at 128 px; "ours, global" has BatchNorm over all
-devices, the others have it per device. `batches` compares them with other numbers of chips per
-device, and BatchNorm per device. `published` compiles the full plain Flax step in the size of
-each published measurement of ResNet50. `stages` and `slices` run `preflight` for the four stages
-with 512 chips a step, and for slices of v5p with 128 chips per device. `networks` has our steps of
+devices, the others have it per device. `batches` compares them with other numbers and sizes of
+chips, and BatchNorm per device. `published` compiles the full plain Flax step in the size of each
+published measurement of ResNet50. `stages` and `slices` run `preflight` for the four stages with
+512 chips a step, and for slices of v5p with 128 chips per device. `networks` has our steps of
 ResNet18 and ResNet101 at 128 px, with global BatchNorm. Needs the `preflight` extra.
 """
 
@@ -86,7 +86,7 @@ def ours(
     return cost.measure(train, target, chips, PRECISION)
 
 
-def flaxs(target: targets.Target, freeze: bool, chips: int, size: int) -> cost.Cost:
+def plain_flax(target: targets.Target, freeze: bool, chips: int, size: int) -> cost.Cost:
     def lower(devices: Sequence[Any], chips: int) -> Any:
         init, step = plain.make(CLASSES, freeze, PRECISION, list(devices))
         n = len(devices)
@@ -100,12 +100,12 @@ def flaxs(target: targets.Target, freeze: bool, chips: int, size: int) -> cost.C
     return cost.measure(lower, target, chips, PRECISION)
 
 
-def most_chips(found: cost.Cost, target: targets.Target, chips: int) -> float:
+def rate_at_most(found: cost.Cost, target: targets.Target, chips: int) -> float:
     """Return the ceiling of the chips/s for a step of `chips`."""
     return chips / max(examine.least_seconds(found, target.hardware, PRECISION))
 
 
-def estimated_chips(found: cost.Cost, target: targets.Target, chips: int) -> float:
+def estimated_rate(found: cost.Cost, target: targets.Target, chips: int) -> float:
     """Return the estimate of the chips/s for a step of `chips`."""
     return chips / examine.estimated_seconds(found, target)
 
@@ -125,15 +125,15 @@ def steps(names: list[str]) -> None:
     for name in names:
         target = targets.find(name)
         for freeze in (True, False):
-            rows = {"plain Flax": flaxs(target, freeze, CHIPS, 128)} | {
+            rows = {"plain Flax": plain_flax(target, freeze, CHIPS, 128)} | {
                 f"ours, {norm}": ours(target, freeze, norm, CHIPS, 128, "resnet50")
                 for norm in ("device", "global")
             }
             first = None
             for whose, found in rows.items():
                 compute, memory = examine.least_seconds(found, target.hardware, PRECISION)
-                most = most_chips(found, target, CHIPS)
-                estimate = estimated_chips(found, target, CHIPS)
+                most = rate_at_most(found, target, CHIPS)
+                estimate = estimated_rate(found, target, CHIPS)
                 first = first or (most, estimate)
                 print_row(
                     name, "frozen" if freeze else "full", whose, f"{found.flops / 1e9:,.0f}",
@@ -144,17 +144,17 @@ def steps(names: list[str]) -> None:
                 )  # fmt: skip
 
 
-def batches(names: list[str], sizes: list[int]) -> None:
+def batches(names: list[str], batch_sizes: list[int], size: int) -> None:
     print_head("target", "step", "chips", "plain Flax: at most", "ours", "× plain",
                "plain Flax: estimate", "ours", "× plain")  # fmt: skip
     for name in names:
         target = targets.find(name)
         for freeze in (True, False):
-            for chips in sizes:
-                theirs = flaxs(target, freeze, chips, 128)
-                mine = ours(target, freeze, "device", chips, 128, "resnet50")
+            for chips in batch_sizes:
+                theirs = plain_flax(target, freeze, chips, size)
+                mine = ours(target, freeze, "device", chips, size, "resnet50")
                 cells: list[object] = [name, "frozen" if freeze else "full", chips]
-                for rate in (most_chips, estimated_chips):
+                for rate in (rate_at_most, estimated_rate):
                     rates = rate(theirs, target, chips), rate(mine, target, chips)
                     cells += [f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{rates[1] / rates[0]:.2f}"]
                 print_row(*cells)
@@ -165,10 +165,10 @@ def published() -> None:
                "estimate / published", "program", "source")  # fmt: skip
     for row in PUBLISHED:
         target = targets.find(row.target)
-        found = flaxs(target, False, row.batch, 224)
+        found = plain_flax(target, False, row.batch, 224)
         batch = row.batch * len(target.devices)
-        most = most_chips(found, target, batch)
-        estimate = estimated_chips(found, target, batch)
+        most = rate_at_most(found, target, batch)
+        estimate = estimated_rate(found, target, batch)
         print_row(
             row.target, row.batch, f"{row.rate:,} images/s", f"{most:,.0f}", f"{estimate:,.0f}",
             f"{estimate / row.rate:.2f}", row.program, row.source,
@@ -188,7 +188,7 @@ def stages(names: list[str]) -> None:
 
 
 def slices() -> None:
-    print_head("chips", "batch", "memory per device", "GFLOP, GB moved per device",
+    print_head("devices", "batch", "memory per device", "GFLOP, GB moved per device",
                "computing, moving", "at most", "kernels, all-reduces", "estimate",
                "an epoch, estimated", "steps an epoch", "each host's loader")  # fmt: skip
     for shape in ("2x2x2", "2x4x4", "4x4x8", "8x8x8"):
@@ -214,8 +214,8 @@ def networks(names: list[str]) -> None:
                 print_row(
                     name, network, "frozen" if freeze else "full", f"{found.flops / 1e9:,.0f}",
                     f"{found.bytes_moved / 1e9:.2f}", f"{compute * 1e3:.2f}, {memory * 1e3:.2f} ms",
-                    f"{most_chips(found, target, CHIPS):,.0f}",
-                    f"{estimated_chips(found, target, CHIPS):,.0f}",
+                    f"{rate_at_most(found, target, CHIPS):,.0f}",
+                    f"{estimated_rate(found, target, CHIPS):,.0f}",
                     f"{found.temporary_bytes / 1e9:.2f} GB",
                 )  # fmt: skip
 
@@ -240,21 +240,23 @@ def main() -> None:
     parser.add_argument("table", choices=tables)
     parser.add_argument("--target", action="append")
     parser.add_argument("--chips", type=int, nargs="+", help="per device, for batches")
+    parser.add_argument("--size", type=int, help="of chips in pixels, for batches")
     args = parser.parse_args()
-    if args.chips and args.table != "batches":
-        parser.error("--chips is an option of batches alone")
+    if (args.chips or args.size) and args.table != "batches":
+        parser.error("--chips and --size are options of batches alone")
+    if args.target and args.table in ("published", "slices"):
+        parser.error(f"{args.table} has its own targets")
     print(machine.versions("jax", "libtpu", "jax-cuda12-pjrt"), end="\n\n")
     match args.table:
         case "steps":
             steps(args.target or ["v5e:2x2", "h100:4"])
         case "batches":
-            batches(
-                args.target or ["v5e:2x2", "v5p:2x2x1", "h100:4"], args.chips or [16, 64, 128, 256]
-            )
+            names = args.target or ["v5e:2x2", "v5p:2x2x1", "h100:4"]
+            batches(names, args.chips or [16, 64, 128, 256], args.size or 128)
         case "published":
             published()
         case "stages":
-            stages(args.target or ["v5e:2x4", "h100:8"])
+            stages(args.target or ["v5e:2x4", "v5p:2x2x2", "h100:8"])
         case "slices":
             slices()
         case "networks":

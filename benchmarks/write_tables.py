@@ -3,7 +3,9 @@
     python benchmarks/write_tables.py [NAME ...]
 
 A page holds the text of a benchmark between `<!-- begin NAME -->` and `<!-- end NAME -->`. Without
-a name all are run, which takes hours on two idle cores. The text begins with the command.
+a name all are run, which takes hours on two idle cores. The text begins with the command. `step`
+compares with PyTorch only where torch and torchvision are installed, and `loader` with fastai only
+where FASTAI_PYTHON names a Python that has it.
 """
 
 import argparse
@@ -26,13 +28,16 @@ COMMANDS = {
     "batches-v5e": "accelerator.py batches --target v5e:2x2 --chips 16 64 256",
     "batches-v5p": "accelerator.py batches --target v5p:2x2x1 --chips 64 128",
     "batches-h100": "accelerator.py batches --target h100:4 --chips 16 64 256",
+    "batches-v5e-256": "accelerator.py batches --target v5e:2x2 --chips 64 128 --size 256",
+    "batches-h100-256": "accelerator.py batches --target h100:4 --chips 64 128 --size 256",
     "published": "accelerator.py published",
-    "stages": "accelerator.py stages --target h100:8",
+    "stages": "accelerator.py stages",
     "networks": "accelerator.py networks --target h100:4",
     "resnet18": "step.py --network resnet18",
     "resnet101": "step.py --network resnet101",
     "scale": "scale.py",
     "scale-planet": "scale.py --chips 40479 --labels 17 --side 256 --only prepare",
+    "scale-labels": "scale.py --chips 25000 --labels 500",
     "bucket": "bucket.py",
     "recipes": "recipes.py --picture docs/images/recipes.png",
     "recipes-seeds": "recipes.py --seeds 0 1 --only 'average of the seeds'",
@@ -49,6 +54,7 @@ def write(name: str) -> None:
     program = [sys.executable, *shlex.split(command)[1:]]
     done = subprocess.run(program, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
+        print(done.stdout)
         sys.exit(f"{command} ended with status {done.returncode}; {pages[0]} is as before")
     text = f"`{command}`: {done.stdout.strip()}\n\n"
     written = block.sub(lambda found: found[1] + text + found[2], pages[0].read_text())
