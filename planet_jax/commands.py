@@ -122,7 +122,7 @@ def summary(config: ConfigDict) -> None:
 def preflight(config: ConfigDict, target: str, as_json: bool) -> None:
     """Compile the stage's steps for a TPU or GPU that is not attached, and print their costs.
 
-    Use a process of its own for it: JAX then has only the CPU until the process ends.
+    Call it in a process of its own: afterwards JAX uses only the CPU there (`targets.find`).
 
     Raises:
       BadInput: the stage does not fit, the target is unknown, or its compiler is not installed.

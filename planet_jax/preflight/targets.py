@@ -40,7 +40,7 @@ class Target(NamedTuple):
 def find(target: str) -> Target:
     """Find the devices of `KIND:TOPOLOGY` (TPU: v5e:2x4) or `KIND:COUNT` (GPU: h100:8).
 
-    JAX in this process is left with the CPU as its platform and without its compilation cache.
+    Afterwards JAX uses only the CPU in this process, without its compilation cache.
 
     Raises:
       BadInput: the kind or topology is unknown, or the compiler's package is not installed.
@@ -75,7 +75,7 @@ def _gpu_topology(kind: str, count: str, description: str) -> topologies.Topolog
     if not re.fullmatch(r"[1-9]\d*", count):
         raise ValueError("the number of GPUs is missing")
     if int(count) > 8 and int(count) % 8:
-        raise ValueError("more than 8 GPUs are hosts of 8 each")
+        raise ValueError(f"{count} GPUs do not fill hosts of 8")
     return topologies.get_topology_desc(
         platform="cuda", topology_name=kind, target_config=description,
         topology=f"1x{-(-int(count) // 8)}x{min(int(count), 8)}",

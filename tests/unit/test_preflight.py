@@ -31,6 +31,15 @@ def test_what_cannot_be_compiled_for_is_one_line(target, message, monkeypatch):
         targets.find(target)
 
 
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [("12", "12 GPUs do not fill hosts of 8"), ("", "missing"), ("0", "missing")],
+)
+def test_a_number_of_gpus_that_no_machines_have_is_refused(count, message):
+    with pytest.raises(ValueError, match=message):
+        targets._gpu_topology("h100", count, "")
+
+
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("saves", [False, True])
 @pytest.mark.parametrize("limit", [1, 5, 37, 1000, 1001])
