@@ -14,8 +14,10 @@ from pathlib import Path
 
 import twin
 
+from planet_jax import backend
 from planet_jax.data import loader
 from planet_jax.results import evaluation, inference, tables
+from planet_jax.runtime import memory
 from planet_jax.score import metrics
 from planet_jax.train.stage import make_stage
 
@@ -57,4 +59,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.limit_arenas()
+    backend.configure()
     main()

@@ -86,11 +86,8 @@ def stage_config(out: Path, seed: int, name: str, precision: str) -> ConfigDict:
 def train(out: Path, seeds: list[int], precision: str = "float32") -> None:
     """Train both stages for each seed, if they are not finished; write nothing to stdout.
 
-    JAX is configured as the program does it. OUT/machine.txt describes the machine and the versions
-    with which OUT was begun.
+    OUT/machine.txt describes the machine and the versions with which OUT was begun.
     """
-    memory.limit_arenas()
-    backend.configure()
     if not (out / "machine.txt").exists():
         write_weights(out / "formula.safetensors")
         (out / "machine.txt").write_text(machine.describe("jax", "jaxlib"))
@@ -178,4 +175,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.limit_arenas()
+    backend.configure()
     main()
